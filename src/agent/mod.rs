@@ -1,0 +1,1 @@
+//! The agent: accepts peers and starts one worker process for each.

@@ -1,0 +1,1 @@
+//! The command line: a contract with other people’s scripts (names, JSON fields, exit codes).

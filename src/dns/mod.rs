@@ -1,0 +1,1 @@
+//! Names: the embedded authoritative zone and signed updates to it or to any other server.

@@ -1,0 +1,2 @@
+//! Thin typed wrappers over the kernel: one file per call family. The one room (with `remote/stub.rs`) where `unsafe` lives.
+#![allow(unsafe_code)]

@@ -1,0 +1,1 @@
+//! Moving a pod: the two ends, the commit, the journal, the report.

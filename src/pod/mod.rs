@@ -1,0 +1,1 @@
+//! Pods on this host: definition, store, launch, init, monitor, exec, logs.

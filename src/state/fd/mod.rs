@@ -1,0 +1,75 @@
+//! Descriptor tables and open file descriptions.
+
+use super::{event, file, inet, object::ObjectId, pipe, unix};
+use serde::{Deserialize, Serialize};
+
+/// Index into `PodState::files`: one open file description, however many descriptors share it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct FileId(pub u32);
+
+/// One descriptor of one process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FdEntry {
+    /// Number.
+    pub fd: i32,
+    /// What it refers to.
+    pub file: FileId,
+    /// FD_CLOEXEC.
+    pub cloexec: bool,
+}
+
+/// An open file description.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct OpenFile {
+    /// `F_GETFL` status flags (access mode, O_APPEND, O_NONBLOCK, …).
+    pub flags: i32,
+    /// `F_GETOWN_EX` type and pid (0, 0 if none), `F_GETSIG`.
+    pub owner: (i32, i32, i32),
+    /// What it is.
+    pub kind: FileKind,
+}
+
+/// A channel between the pod and its monitor, re-joined at the target by name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Port {
+    /// CMD's standard output (write end of a pipe read by the monitor).
+    Stdout,
+    /// CMD's standard error.
+    Stderr,
+    /// Standard input, where it is a pipe from the monitor (`--fg`).
+    Stdin,
+    /// A descriptor of an exec session: hung up at the target.
+    Session(u32),
+}
+
+/// What an open file description is.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum FileKind {
+    /// Regular file, directory, device or O_PATH handle with a name.
+    Path(file::PathFile),
+    /// Descriptor of an object (memfd, deleted file, private file).
+    Object {
+        /// Which.
+        object: ObjectId,
+        /// Position.
+        pos: u64,
+    },
+    /// One end of a pipe or an open FIFO.
+    Pipe(pipe::PipeEnd),
+    /// eventfd.
+    Event(event::EventFd),
+    /// epoll instance.
+    Epoll(event::Epoll),
+    /// signalfd.
+    Signal(event::SignalFd),
+    /// timerfd.
+    Timer(event::TimerFd),
+    /// Unix-domain socket.
+    Unix(unix::UnixSocket),
+    /// TCP socket.
+    Tcp(inet::TcpSocket),
+    /// UDP socket.
+    Udp(inet::UdpSocket),
+    /// A channel to the monitor.
+    Port(Port),
+}

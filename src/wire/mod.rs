@@ -1,0 +1,1 @@
+//! Between hosts: identities, TLS with pinned keys, ssh, the hello, channels.
