@@ -85,7 +85,8 @@ pub fn state(tree: &Tree, state: &PodState) -> Result<(), Error> {
         }
         let mut fds = HashSet::new();
         for e in &p.fds {
-            if e.fd < 0 || e.fd as usize > MANY || !fds.insert(e.fd) || e.file.0 as usize >= state.files.len() {
+            if e.fd < 0 || e.fd as usize > MANY || !fds.insert(e.fd) || e.file.0 as usize >= state.files.len()
+            {
                 return Err(bad(format!("pid {} fd {}: out of range or twice", p.pid, e.fd)));
             }
         }

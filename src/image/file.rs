@@ -23,7 +23,11 @@ impl ImageWriter {
         let temp = path.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(io)?;
         let out: Box<dyn Write + Send> = Box::new(file.try_clone().map_err(io)?);
-        Ok(Self { out: BufWriter::with_capacity(1 << 20, out), place: Some((temp, path.to_owned(), file)), written: 0 })
+        Ok(Self {
+            out: BufWriter::with_capacity(1 << 20, out),
+            place: Some((temp, path.to_owned(), file)),
+            written: 0,
+        })
     }
     /// Writes to standard output.
     pub fn stdout() -> Self {
@@ -162,7 +166,10 @@ pub fn verify(path: &Path) -> Result<Summary, Error> {
         return Err(Error::Truncated("the image"));
     };
     if end != (frames, bytes) {
-        return Err(Error::Damaged(format!("{frames} page frames of {bytes} bytes, {} of {} announced", end.0, end.1)));
+        return Err(Error::Damaged(format!(
+            "{frames} page frames of {bytes} bytes, {} of {} announced",
+            end.0, end.1
+        )));
     }
     Ok(Summary {
         manifest,

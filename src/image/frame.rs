@@ -51,7 +51,13 @@ impl FrameKind {
 /// Writes one frame from up to two pieces (header part and payload part are not joined first).
 ///
 /// `sum` false leaves the checksum out (authenticated transports); files always carry it.
-pub fn write(out: &mut impl Write, kind: FrameKind, head: &[u8], body: &[u8], sum: bool) -> Result<(), Error> {
+pub fn write(
+    out: &mut impl Write,
+    kind: FrameKind,
+    head: &[u8],
+    body: &[u8],
+    sum: bool,
+) -> Result<(), Error> {
     let len = (head.len() + body.len()) as u64;
     if len > kind.limit() {
         return Err(Error::TooLarge { kind: kind as u16, len, limit: kind.limit() });
@@ -87,7 +93,8 @@ pub fn read(input: &mut impl Read, buf: &mut Vec<u8>) -> Result<Option<FrameKind
     if !(OLDEST..=VERSION).contains(&version) {
         return Err(Error::Version(version));
     }
-    let kind = FrameKind::from_u16(u16_at(6)).ok_or_else(|| Error::Damaged(format!("frame kind {}", u16_at(6))))?;
+    let kind =
+        FrameKind::from_u16(u16_at(6)).ok_or_else(|| Error::Damaged(format!("frame kind {}", u16_at(6))))?;
     let len = u64::from(u32::from_le_bytes([h[8], h[9], h[10], h[11]]));
     if len > kind.limit() {
         return Err(Error::TooLarge { kind: kind as u16, len, limit: kind.limit() });
