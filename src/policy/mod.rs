@@ -1,1 +1,3 @@
 //! Pure decisions: no I/O, no clock.
+
+pub mod handover;

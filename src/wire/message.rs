@@ -1,18 +1,9 @@
 //! Control messages between the two ends of a migration.
 
 use super::hello::Hello;
-use crate::base::{Failure, MoveId, PodId};
+use crate::base::{Decision, Failure, MoveId, PodId};
 use crate::image::record::Manifest;
 use serde::{Deserialize, Serialize};
-
-/// What became of an attempt, by the target's record.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Decision {
-    /// The target owns the pod.
-    Committed,
-    /// It never will.
-    Aborted,
-}
 
 /// One stage of the report: its name and length in microseconds.
 pub type Stage = (String, u64);
