@@ -260,18 +260,22 @@ mod tests {
         /// One thing happens; `step` picks which.
         fn step(&mut self, step: u8) {
             match step % 10 {
-                0 if self.mover => drop(self.source(SourceEvent::Begin)),
+                0 if self.mover => {
+                    self.source(SourceEvent::Begin);
+                }
                 1 if self.mover && matches!(self.source, Source::Moving { .. }) => {
                     self.source_runs = false;
                     self.source(SourceEvent::Frozen);
                 }
                 2 if self.worker && !self.source_runs && !self.destroyed => {
-                    drop(self.target(TargetEvent::Prepared))
+                    let _ = self.target(TargetEvent::Prepared);
                 }
                 3 if self.mover && self.target == Target::Prepared => {
                     self.commit_on_wire |= self.source(SourceEvent::Commit);
                 }
-                4 if self.worker && self.commit_on_wire => drop(self.target(TargetEvent::Commit)),
+                4 if self.worker && self.commit_on_wire => {
+                    self.target(TargetEvent::Commit);
+                }
                 5 if self.mover => {
                     self.mover = false;
                     self.source(SourceEvent::MoverGone);
@@ -280,7 +284,9 @@ mod tests {
                     self.worker = false;
                     self.target(TargetEvent::WorkerGone);
                 }
-                7 => drop(self.target(TargetEvent::Deadline)),
+                7 => {
+                    self.target(TargetEvent::Deadline);
+                }
                 8 if self.asking => self.ask(),
                 9 if self.mover && self.target == Target::Owner => {
                     self.source(SourceEvent::Verdict(Decision::Committed));
