@@ -3,3 +3,4 @@
 
 pub mod errno;
 pub use errno::errno_text;
+pub mod cgroup;
