@@ -3,4 +3,7 @@
 
 pub mod kcmp;
 pub mod maps;
+pub mod pagemap;
 pub mod procfs;
+pub mod uffd;
+pub mod vmio;
