@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod kcmp;
 pub mod maps;
 pub mod pagemap;
+pub mod pidfd;
 pub mod procfs;
 pub mod uffd;
 pub mod vmio;
