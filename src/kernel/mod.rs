@@ -4,3 +4,12 @@
 pub mod errno;
 pub use errno::errno_text;
 pub mod cgroup;
+pub mod kcmp;
+pub mod maps;
+pub mod memfd;
+pub mod pagemap;
+pub mod pidfd;
+pub mod procfs;
+pub mod seqpacket;
+pub mod uffd;
+pub mod vmio;
