@@ -2,3 +2,5 @@
 #![allow(unsafe_code)]
 
 pub mod cgroup;
+pub mod memfd;
+pub mod seqpacket;

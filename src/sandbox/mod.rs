@@ -1,1 +1,4 @@
-//! The walls of a pod: namespaces, mounts, capabilities, seccomp, cgroup; for start and restore alike.
+//! The walls of a pod, the same for a start and for a restore: capabilities, seccomp, mounts, namespaces.
+
+pub mod caps;
+pub mod seccomp;
