@@ -4,3 +4,8 @@
 pub mod cgroup;
 pub mod memfd;
 pub mod seqpacket;
+pub mod kcmp;
+pub mod pagemap;
+pub mod pidfd;
+pub mod uffd;
+pub mod vmio;
