@@ -3,6 +3,7 @@
 
 pub mod errno;
 pub use errno::errno_text;
+pub mod anon;
 pub mod cgroup;
 pub mod kcmp;
 pub mod maps;
