@@ -38,16 +38,20 @@ impl Run {
     }
 }
 
-/// Runs with their data; a buffer meant to be used again and again.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// Runs with the bytes of those that are not zero, in their order, nothing between. A buffer meant to be used again
+/// and again: [`Chunk::clear`] keeps its memory, and old bytes are not wiped.
+#[derive(Clone, Debug, Default)]
 pub struct Chunk {
     /// Header.
     pub runs: Vec<Run>,
-    /// Bytes of the runs that are not zero, in their order, nothing between.
-    pub data: Vec<u8>,
+    buf: Vec<u8>,
+    used: usize,
 }
 
 impl Chunk {
+    /// An empty chunk, as a constant.
+    pub(super) const EMPTY: Self = Self { runs: Vec::new(), buf: Vec::new(), used: 0 };
+
     /// An empty chunk.
     pub fn new() -> Self {
         Self::default()
@@ -56,7 +60,25 @@ impl Chunk {
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
         self.runs.clear();
-        self.data.clear();
+        self.used = 0;
+    }
+
+    /// Data of the runs.
+    pub fn data(&self) -> &[u8] {
+        &self.buf[..self.used]
+    }
+
+    /// Makes the data `len` bytes long (at most [`MAX_DATA`], or `Malformed`) for the caller to overwrite, say from
+    /// a socket; what it holds before is unspecified.
+    pub fn data_mut(&mut self, len: usize) -> Result<&mut [u8], Error> {
+        if len > MAX_DATA {
+            return Err(Error::Malformed("more data than a chunk may hold"));
+        }
+        if self.buf.len() < len {
+            self.buf.resize(len, 0);
+        }
+        self.used = len;
+        Ok(&mut self.buf[..len])
     }
 
     /// Whether it says nothing.
@@ -69,12 +91,17 @@ impl Chunk {
         self.runs.iter().map(|r| r.len).sum()
     }
 
+    /// The data, to be written by the reader.
+    pub(super) fn buffer(&mut self) -> &mut [u8] {
+        &mut self.buf[..self.used]
+    }
+
     /// Appends a run of zeros, joined to the last run if it goes on from there.
     pub fn push_zero(&mut self, space: Space, range: AddrRange) {
         self.push_run(Run { space, addr: range.start, len: range.len(), zero: true });
     }
 
-    /// Appends a run header, joined to the last one where possible; the caller has put its data in `data`.
+    /// Appends a run header, joined to the last one where possible; the caller puts its data into the buffer.
     pub(super) fn push_run(&mut self, run: Run) {
         match self.runs.last_mut() {
             Some(last)
@@ -92,7 +119,7 @@ impl Chunk {
         self.runs.iter().map(move |run| {
             let from = at;
             at += run.data_len();
-            (run, self.data.get(from..at).unwrap_or_default())
+            (run, self.data().get(from..at).unwrap_or_default())
         })
     }
 
@@ -183,7 +210,7 @@ mod tests {
     proptest! {
         #[test]
         fn headers_survive_the_trip(runs in proptest::collection::vec(run(), 0..12)) {
-            let chunk = Chunk { runs, data: Vec::new() };
+            let chunk = Chunk { runs, ..Chunk::new() };
             let (mut bytes, mut back) = (Vec::new(), Vec::new());
             chunk.encode_header(&mut bytes);
             let data = Chunk::decode_header(&bytes, &mut back).unwrap();
@@ -213,7 +240,7 @@ mod tests {
         ];
         for run in bad {
             let (mut bytes, mut back) = (Vec::new(), Vec::new());
-            Chunk { runs: vec![run], data: Vec::new() }.encode_header(&mut bytes);
+            Chunk { runs: vec![run], ..Chunk::new() }.encode_header(&mut bytes);
             assert!(Chunk::decode_header(&bytes, &mut back).is_err(), "{run:?} passed");
         }
     }
@@ -222,10 +249,12 @@ mod tests {
     fn pieces_follow_each_other() {
         let mut chunk = Chunk::new();
         let space = Space::Object(ObjectId(1));
-        chunk.data.extend(vec![1; PAGE as usize]);
+        let page = PAGE as usize;
+        let data = chunk.data_mut(2 * page).unwrap();
+        data[..page].fill(1);
+        data[page..].fill(2);
         chunk.push_run(Run { space, addr: 0, len: PAGE, zero: false });
         chunk.push_zero(space, AddrRange::new(PAGE, 3 * PAGE));
-        chunk.data.extend(vec![2; PAGE as usize]);
         chunk.push_run(Run { space, addr: 3 * PAGE, len: PAGE, zero: false });
         let got: Vec<_> = chunk.pieces().map(|(r, d)| (r.addr / PAGE, d.first().copied(), d.len())).collect();
         assert_eq!(got, [(0, Some(1), 4096), (1, None, 0), (3, Some(2), 4096)]);

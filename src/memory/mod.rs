@@ -17,9 +17,17 @@
 //! at both ends when the program cannot tell the two memories apart.
 
 pub mod chunk;
+pub mod content;
+pub mod digest;
+pub mod feed;
+pub mod filler;
+pub mod reader;
 pub mod set;
 
 pub use chunk::{Chunk, Run};
+pub use content::Work;
+pub use filler::Filler;
+pub use reader::Reader;
 pub use set::PageSet;
 
 use crate::base::{AddrRange, Failure, Kind};
