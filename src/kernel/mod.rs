@@ -1,6 +1,8 @@
 //! Thin typed wrappers over the kernel: one file per call family. The one room (with `remote/stub.rs`) where `unsafe` lives.
 #![allow(unsafe_code)]
 
+pub mod kcmp;
 pub mod pagemap;
+pub mod pidfd;
 pub mod uffd;
 pub mod vmio;
