@@ -1,8 +1,12 @@
 //! Thin typed wrappers over the kernel: one file per call family. The one room (with `remote/stub.rs`) where `unsafe` lives.
 #![allow(unsafe_code)]
 
+pub mod fdinfo;
 pub mod kcmp;
 pub mod pagemap;
 pub mod pidfd;
+pub mod sock;
+pub mod sockdiag;
+pub mod tcp_repair;
 pub mod uffd;
 pub mod vmio;
