@@ -152,7 +152,7 @@ impl Reader {
     }
 
     /// The next records, at most a block's worth; empty at the end of the log as it is now.
-    pub fn next(&mut self) -> io::Result<Vec<Entry>> {
+    pub fn more(&mut self) -> io::Result<Vec<Entry>> {
         loop {
             let mut block = vec![0; BLOCK as usize];
             self.file.seek(SeekFrom::Start(self.at))?;
@@ -214,7 +214,7 @@ mod tests {
     fn texts(r: &mut Reader) -> Vec<String> {
         let mut all = Vec::new();
         loop {
-            let some = r.next().unwrap();
+            let some = r.more().unwrap();
             if some.is_empty() {
                 return all;
             }
@@ -274,7 +274,7 @@ mod tests {
     fn tailing_and_following() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let mut r = Reader::open(file.path()).unwrap();
-        assert!(r.next().unwrap().is_empty());
+        assert!(r.more().unwrap().is_empty());
         let mut out = Vec::new();
         // Far more than a block, so that tailing crosses blocks.
         for n in 0..5000 {
@@ -300,7 +300,7 @@ mod tests {
         let mut more = Vec::new();
         encode(now(), Stream::Err, false, b"more", &mut more);
         file.write_all(&more[..10]).unwrap();
-        assert!(r.next().unwrap().is_empty());
+        assert!(r.more().unwrap().is_empty());
         file.write_all(&more[10..]).unwrap();
         assert_eq!(texts(&mut r), ["more"]);
     }

@@ -136,7 +136,15 @@ pub fn from_toml(text: &str, cwd: &str) -> Result<Wanted, Error> {
     let env = match file.env {
         None => Vec::new(),
         Some(Env::List(list)) => each("env", Some(list), values::env_item)?,
-        Some(Env::Table(table)) => table.into_iter().map(|(k, v)| (k, Some(v.text()))).collect(),
+        Some(Env::Table(table)) => {
+            let items = table.into_iter().map(|(k, v)| (k, Some(v.text()))).collect::<Vec<_>>();
+            match items.iter().find(|(k, _)| {
+                k.is_empty() || !k.bytes().all(|b| b.is_ascii_graphic() && b != b'=' && b != b'$')
+            }) {
+                Some((k, _)) => return Err(value(format!("env {k:?}"), "it is not the name of a variable")),
+                None => items,
+            }
+        }
     };
     let name = |t: &str| PodName::parse(t).map_err(str::to_owned);
     Ok(Wanted {
