@@ -1,1 +1,4 @@
 //! Pure decisions: no I/O, no clock.
+
+pub mod hosts;
+pub mod values;
