@@ -18,3 +18,6 @@ pub mod sockdiag;
 pub mod tcp_repair;
 pub mod uffd;
 pub mod vmio;
+pub mod netlink;
+pub mod nfnetlink;
+pub mod packet;
