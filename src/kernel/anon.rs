@@ -12,7 +12,8 @@ use std::os::fd::OwnedFd;
 /// EINVAL: `len` is 0. ENOMEM. EPERM: opening `/proc/self/map_files` needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN;
 /// ENOENT: `/proc` of this process's pid namespace is not mounted where the caller sees it.
 pub fn shared(len: u64) -> Result<OwnedFd, Errno> {
-    let len = usize::try_from(len.checked_next_multiple_of(4096).ok_or(Errno::ENOMEM)?).map_err(|_| Errno::ENOMEM)?;
+    let len = usize::try_from(len.checked_next_multiple_of(4096).ok_or(Errno::ENOMEM)?)
+        .map_err(|_| Errno::ENOMEM)?;
     // Without NORESERVE the whole size is charged at once, though most of it may never be touched.
     let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new mapping at an address the kernel chooses; nothing of ours is replaced.
@@ -41,7 +42,8 @@ mod tests {
         let mut back = [0; 3];
         file.read_at(&mut back, 4097).unwrap();
         assert_eq!(&back, b"abc");
-        let link = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file))).unwrap();
+        let link =
+            std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file))).unwrap();
         assert_eq!(link.to_str(), Some("/dev/zero (deleted)"));
         assert_eq!(shared(0).unwrap_err(), Errno::EINVAL);
     }

@@ -101,7 +101,8 @@ pub fn sysctl(name: &str, value: &str) -> Result<(), Error> {
 /// The file is not there.
 pub fn sysctl_get(name: &str) -> Result<String, Error> {
     let path = format!("/proc/sys/net/{name}");
-    let text = std::fs::read_to_string(&path).map_err(|source| Error { what: format!("read {path}"), source })?;
+    let text =
+        std::fs::read_to_string(&path).map_err(|source| Error { what: format!("read {path}"), source })?;
     Ok(text.trim().to_owned())
 }
 
@@ -331,7 +332,9 @@ impl Route {
         message.header.index = index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        self.talk(RouteNetlinkMessage::SetLink(message), 0, &|| format!("bring up interface number {index}"))?;
+        self.talk(RouteNetlinkMessage::SetLink(message), 0, &|| {
+            format!("bring up interface number {index}")
+        })?;
         Ok(())
     }
 

@@ -280,8 +280,10 @@ impl Planner {
     /// Where to put the stand-in of a dead session leader: under the deepest of those who adopted its kin,
     /// for from there children can still be handed up.
     fn parent_for_leader(&self, s: i32, first: i32) -> i32 {
-        let was_in = |pid: i32| self.node(pid).is_some_and(|n| n.sid == s) || self.born_in.get(&pid) == Some(&s);
-        let adopters = self.nodes.iter().filter(|n| self.wanted(n) == Some(s) && !was_in(n.ppid)).map(|n| n.ppid);
+        let was_in =
+            |pid: i32| self.node(pid).is_some_and(|n| n.sid == s) || self.born_in.get(&pid) == Some(&s);
+        let adopters =
+            self.nodes.iter().filter(|n| self.wanted(n) == Some(s) && !was_in(n.ppid)).map(|n| n.ppid);
         adopters.max_by_key(|&pid| self.depth(pid)).unwrap_or(first)
     }
 
