@@ -8,6 +8,7 @@ pub mod memfd;
 pub mod pagemap;
 pub mod pidfd;
 pub mod procfs;
+pub mod sched;
 pub mod seqpacket;
 pub mod uffd;
 pub mod vmio;
