@@ -84,7 +84,8 @@ mod tests {
         let pid = child.id().cast_signed();
         let exe = || std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
         let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !exe().ends_with("sleep") {
+        // glibc sets a list for every thread, of 24 bytes (struct robust_list_head), soon after exec.
+        while !exe().ends_with("sleep") || robust_list(pid).unwrap().0 == 0 {
             assert!(std::time::Instant::now() < end, "sleep was not executed");
             std::thread::yield_now();
         }
@@ -94,9 +95,7 @@ mod tests {
         assert_eq!((attr.policy, attr.nice, attr.priority), (3, (own + 7).min(19), 0), "SCHED_BATCH is 3");
         assert_eq!(affinity(pid).unwrap(), [1]);
         assert_eq!(ioprio(pid).unwrap(), 2 << 13 | 3);
-        // glibc sets a list for every thread, of 24 bytes (struct robust_list_head).
-        let (head, len) = robust_list(pid).unwrap();
-        assert!(head != 0 && len == 24, "{head:#x} {len}");
+        assert_eq!(robust_list(pid).unwrap().1, 24);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(attributes(pid), Err(Errno::ESRCH));
