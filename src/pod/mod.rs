@@ -1,3 +1,5 @@
 //! Pods on this host: definition, store, launch, init, monitor, exec, logs.
 
+pub mod define;
+pub mod logs;
 pub mod store;

@@ -91,14 +91,18 @@ impl From<Error> for Failure {
             Error::NameTaken { name, .. } => Failure::new(Kind::Taken, name.as_str(), text)
                 .remedy(format!("choose another name, or give `--replace`, or `podmig rm -f {name}` first")),
             Error::Here { name, status } if status.is_ended() => {
-                Failure::new(Kind::Failed, name.as_str(), text).remedy(format!("`podmig start {name}` starts it again"))
+                Failure::new(Kind::Failed, name.as_str(), text)
+                    .remedy(format!("`podmig start {name}` starts it again"))
             }
-            Error::Here { name, .. } => Failure::new(Kind::Refused, name.as_str(), text)
-                .remedy(format!("`podmig stop {name}` first")),
+            Error::Here { name, .. } => {
+                Failure::new(Kind::Refused, name.as_str(), text).remedy(format!("`podmig stop {name}` first"))
+            }
             Error::Elsewhere { name, host, in_doubt } => {
                 let f = Failure::new(Kind::Elsewhere, name.as_str(), text);
                 if in_doubt {
-                    f.remedy(format!("`podmig resolve {name} --here|--there` once you know what became of {host}"))
+                    f.remedy(format!(
+                        "`podmig resolve {name} --here|--there` once you know what became of {host}"
+                    ))
                 } else {
                     f.remedy(format!("use it there, or `podmig rm {name}` to forget it here"))
                 }

@@ -44,7 +44,11 @@ impl Places {
     }
 
     fn under(root: &Path) -> Places {
-        Places { etc: root.join("etc/podmig"), var: root.join("var/lib/podmig"), run: root.join("run/podmig") }
+        Places {
+            etc: root.join("etc/podmig"),
+            var: root.join("var/lib/podmig"),
+            run: root.join("run/podmig"),
+        }
     }
 
     /// What a pod leaves on disk: record, log, journal.

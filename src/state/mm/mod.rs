@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod files;
+pub mod hole;
 
 use super::object::ObjectId;
 use crate::base::AddrRange;

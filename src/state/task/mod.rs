@@ -1,5 +1,7 @@
 //! Processes and threads: ids, family, sessions, limits, and the per-process bundle of all other kinds.
 
+pub mod plan;
+
 use super::{cpu, cred, fd, signal, timer};
 use serde::{Deserialize, Serialize};
 
