@@ -15,6 +15,7 @@ pub mod packet;
 pub mod pagemap;
 pub mod pidfd;
 pub mod procfs;
+pub mod sched;
 pub mod seqpacket;
 pub mod sock;
 pub mod sockdiag;
