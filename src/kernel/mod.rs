@@ -2,5 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod cgroup;
+pub mod clone;
 pub mod memfd;
 pub mod seqpacket;
+pub mod tty;
