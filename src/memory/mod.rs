@@ -166,3 +166,8 @@ impl From<Error> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
