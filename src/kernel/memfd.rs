@@ -39,7 +39,8 @@ pub fn sealed(name: &CStr, content: &[u8], exec: bool) -> io::Result<OwnedFd> {
 
 /// Forbids writing, growing, shrinking and further sealing.
 pub fn seal(fd: impl AsFd) -> io::Result<()> {
-    let all = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    let all =
+        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
     fcntl(fd, FcntlArg::F_ADD_SEALS(all))?;
     Ok(())
 }

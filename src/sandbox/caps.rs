@@ -35,7 +35,8 @@ pub fn bounding(privileged: bool) -> u64 {
 
 /// The capabilities this process may hand on.
 fn own_bounding() -> u64 {
-    caps::read(None, caps::CapSet::Bounding).map_or(0, |set| set.iter().map(|c| c.bitmask()).fold(0, |a, b| a | b))
+    caps::read(None, caps::CapSet::Bounding)
+        .map_or(0, |set| set.iter().map(|c| c.bitmask()).fold(0, |a, b| a | b))
 }
 
 #[cfg(test)]

@@ -339,7 +339,10 @@ fn host(command: HostCommand) -> Result<Request, Failure> {
                     fingerprint: flag("host add", &print, hosts::fingerprint)?,
                 },
                 _ => {
-                    return Err(usage("host add", "it needs ADDR:PORT and FINGERPRINT, or --ssh [USER@]HOST"));
+                    return Err(usage(
+                        "host add",
+                        "it needs ADDR:PORT and FINGERPRINT, or --ssh [USER@]HOST",
+                    ));
                 }
             };
             Request::HostAdd(Host { name, via })
