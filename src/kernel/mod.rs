@@ -1,6 +1,26 @@
 //! Thin typed wrappers over the kernel: one file per call family. The one room (with `remote/stub.rs`) where `unsafe` lives.
 #![allow(unsafe_code)]
 
+pub mod errno;
+pub use errno::errno_text;
+pub mod anon;
 pub mod cgroup;
+pub mod fdinfo;
+pub mod kcmp;
+pub mod maps;
+pub mod clone;
 pub mod memfd;
+pub mod netlink;
+pub mod nfnetlink;
+pub mod packet;
+pub mod pagemap;
+pub mod pidfd;
+pub mod procfs;
+pub mod sched;
 pub mod seqpacket;
+pub mod sock;
+pub mod sockdiag;
+pub mod tcp_repair;
+pub mod uffd;
+pub mod vmio;
+pub mod tty;
