@@ -101,7 +101,8 @@ pub fn sysctl(name: &str, value: &str) -> Result<(), Error> {
 /// The file is not there.
 pub fn sysctl_get(name: &str) -> Result<String, Error> {
     let path = format!("/proc/sys/net/{name}");
-    let text = std::fs::read_to_string(&path).map_err(|source| Error { what: format!("read {path}"), source })?;
+    let text =
+        std::fs::read_to_string(&path).map_err(|source| Error { what: format!("read {path}"), source })?;
     Ok(text.trim().to_owned())
 }
 
@@ -258,21 +259,24 @@ impl Route {
         self.get_link(message, &|| format!("look up interface number {index}"))
     }
 
-    /// Makes a veth pair, both ends down, in one request.
+    /// Makes a veth pair, both ends down, in one request. The kernel heeds an index wanted for `far` only when `near` has
+    /// one, too.
     ///
     /// # Errors
     /// EEXIST: a name or index is taken.
-    pub fn add_veth(&mut self, host: &End<'_>, pod: &End<'_>, mtu: u32) -> Result<(), Error> {
-        let mut peer = end_message(pod);
+    pub fn add_veth(&mut self, near: &End<'_>, far: &End<'_>, mtu: u32) -> Result<(), Error> {
+        let mut peer = end_message(far);
         peer.attributes.push(LinkAttribute::Mtu(mtu));
-        let mut message = end_message(host);
+        let mut message = end_message(near);
         message.attributes.push(LinkAttribute::Mtu(mtu));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]));
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.talk(RouteNetlinkMessage::NewLink(message), flags, &|| format!("make veth {}", host.name))?;
+        self.talk(RouteNetlinkMessage::NewLink(message), flags, &|| {
+            format!("make veth {} and {}", near.name, far.name)
+        })?;
         Ok(())
     }
 
@@ -331,7 +335,9 @@ impl Route {
         message.header.index = index;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        self.talk(RouteNetlinkMessage::SetLink(message), 0, &|| format!("bring up interface number {index}"))?;
+        self.talk(RouteNetlinkMessage::SetLink(message), 0, &|| {
+            format!("bring up interface number {index}")
+        })?;
         Ok(())
     }
 

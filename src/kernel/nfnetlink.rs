@@ -104,7 +104,14 @@ impl Batch {
         self.bytes[at..at + 4].copy_from_slice(&len.to_ne_bytes());
     }
 
-    fn message(&mut self, op: i32, flags: i32, family: Family, step: String, body: impl FnOnce(&mut Vec<u8>)) {
+    fn message(
+        &mut self,
+        op: i32,
+        flags: i32,
+        family: Family,
+        step: String,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) {
         let kind = ((NFNL_SUBSYS_NFTABLES << 8) | op) as u16;
         let at = self.open(kind, (libc::NLM_F_REQUEST | flags) as u16, family as u8, step);
         body(&mut self.bytes);
@@ -259,8 +266,7 @@ impl Rule {
     /// Matches the destination port (after [`Rule::protocol`] TCP or UDP).
     #[must_use]
     pub fn to_port(self, port: u16) -> Self {
-        self.load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2)
-            .cmp(libc::NFT_CMP_EQ, &port.to_be_bytes())
+        self.load_payload(libc::NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2).cmp(libc::NFT_CMP_EQ, &port.to_be_bytes())
     }
 
     /// Matches the ICMP type (after [`Rule::protocol`] ICMP).
@@ -433,7 +439,8 @@ fn failures(data: &[u8]) -> impl Iterator<Item = (usize, i32)> + '_ {
     let mut rest = data;
     std::iter::from_fn(move || {
         while rest.len() >= MSG_HEADER + 4 {
-            let word = |at: usize| rest.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
+            let word =
+                |at: usize| rest.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
             let (len, seq, code) = (word(0)? as usize, word(8)? as usize, word(MSG_HEADER)? as i32);
             let kind = u16::from_ne_bytes([rest[4], rest[5]]);
             rest = rest.get(len.next_multiple_of(4).max(MSG_HEADER)..).unwrap_or(&[]);

@@ -76,7 +76,11 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn usage(object: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(super) fn usage(
+        object: impl Into<String>,
+        message: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self::Usage { object: object.into(), message: message.into(), remedy: remedy.into() }
     }
     pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {

@@ -105,7 +105,9 @@ impl Link {
 
     pub(super) fn remember(&mut self, netns: Option<BorrowedFd<'_>>) -> Result<(), Error> {
         self.live.netns = match netns {
-            Some(fd) => Some(Arc::new(fd.try_clone_to_owned().map_err(Error::io("keep the pod's namespace"))?)),
+            Some(fd) => {
+                Some(Arc::new(fd.try_clone_to_owned().map_err(Error::io("keep the pod's namespace"))?))
+            }
             None => None,
         };
         Ok(())

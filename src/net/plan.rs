@@ -62,7 +62,11 @@ fn no_address(spec: &NetSpec) -> Result<(), Error> {
         (Some(_), _) => "--ip",
         (None, Some(_)) => "--gateway",
     };
-    Err(Error::usage(object, format!("a pod with --net {mode} has no address of its own"), "use --net lan:IF"))
+    Err(Error::usage(
+        object,
+        format!("a pod with --net {mode} has no address of its own"),
+        "use --net lan:IF",
+    ))
 }
 
 fn no_ports(spec: &NetSpec) -> Result<(), Error> {
@@ -132,9 +136,11 @@ fn check_address(spec: &NetSpec) -> Result<(), Error> {
             let message = format!("the gateway is of another family than {addr}");
             Err(Error::usage(format!("--gateway {gateway}"), message, "give one of the same family"))
         }
-        Some(gateway) if gateway == addr => {
-            Err(Error::usage(format!("--gateway {gateway}"), "it is the pod's own address", "give the router's"))
-        }
+        Some(gateway) if gateway == addr => Err(Error::usage(
+            format!("--gateway {gateway}"),
+            "it is the pod's own address",
+            "give the router's",
+        )),
         _ => Ok(()),
     }
 }

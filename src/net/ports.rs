@@ -63,7 +63,8 @@ pub(super) fn reserve(publish: &mut [Publish]) -> Result<Vec<OwnedFd>, Error> {
     for port in publish {
         let socket = open(port)?;
         let chosen = getsockname::<SockaddrIn>(socket.as_raw_fd());
-        let chosen = chosen.map_err(|e| Error::io(format!("read the port chosen for {}", port.pod_port))(e.into()))?;
+        let chosen =
+            chosen.map_err(|e| Error::io(format!("read the port chosen for {}", port.pod_port))(e.into()))?;
         port.host_port = chosen.port();
         sockets.push(socket);
     }

@@ -80,8 +80,14 @@ fn swap_table(batch: &mut Batch, name: &str, host_if: &str, transit: Ipv4Addr) {
 fn nat_table(batch: &mut Batch, name: &str, host_if: &str, transit: Ipv4Addr, publish: &[Publish]) {
     let family = Family::Ip;
     batch.table(family, name, true);
-    let chain =
-        |name, hook, priority| BaseChain { name, kind: "nat", hook, priority, dev: None, policy: Policy::Accept };
+    let chain = |name, hook, priority| BaseChain {
+        name,
+        kind: "nat",
+        hook,
+        priority,
+        dev: None,
+        policy: Policy::Accept,
+    };
     let dnat_chains = [("prerouting", libc::NF_INET_PRE_ROUTING), ("output", libc::NF_INET_LOCAL_OUT)];
     for (chain_name, hook) in dnat_chains {
         if publish.is_empty() {
