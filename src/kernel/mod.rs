@@ -2,3 +2,6 @@
 #![allow(unsafe_code)]
 
 pub mod cgroup;
+pub mod cpuid;
+pub mod ptrace;
+pub mod status;
