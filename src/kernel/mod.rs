@@ -24,3 +24,6 @@ pub mod tcp_repair;
 pub mod uffd;
 pub mod vmio;
 pub mod tty;
+pub mod cpuid;
+pub mod ptrace;
+pub mod status;
