@@ -354,3 +354,7 @@ pub fn guard_pages(host_pid: i32, pid: i32, known: &Known) -> Result<Option<Bloc
         blocker("guard-pages", pid, message, "run it without them")
     }))
 }
+
+#[cfg(test)]
+#[path = "collect_tests.rs"]
+mod tests;
