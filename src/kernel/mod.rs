@@ -6,6 +6,7 @@ pub use errno::errno_text;
 pub mod anon;
 pub mod cgroup;
 pub mod clone;
+pub mod descr;
 pub mod fdinfo;
 pub mod kcmp;
 pub mod maps;
