@@ -19,6 +19,7 @@
 pub mod chunk;
 pub mod content;
 pub mod digest;
+pub mod dirty;
 pub mod feed;
 pub mod filler;
 pub mod reader;
@@ -167,6 +168,8 @@ impl From<Error> for Failure {
     }
 }
 
+#[cfg(test)]
+mod speed;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

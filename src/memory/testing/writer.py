@@ -136,6 +136,8 @@ def run(words):
         fill(*args)
     elif op == "touch":  # ADDR: one byte
         ctypes.memset(args[0], 0x5A, 1)
+    elif op == "set":  # ADDR LEN BYTE
+        ctypes.memset(args[0], args[2], args[1])
     elif op == "scatter":  # ADDR LEN COUNT: one byte in COUNT random pages
         for _ in range(args[2]):
             ctypes.memset(args[0] + random.randrange(args[1] // PAGE) * PAGE, 1, 1)
