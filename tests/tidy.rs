@@ -208,9 +208,11 @@ fn none(what: &str, list: Vec<String>) {
 /// The arrows of `src/lib.rs`: room → rooms it may import.
 fn arrows() -> BTreeMap<String, BTreeSet<String>> {
     let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    let lines = lib.lines().skip_while(|l| l.trim() != "//! arrows").skip(1).take_while(|l| l.trim() != "//! ```");
+    let lines =
+        lib.lines().skip_while(|l| l.trim() != "//! arrows").skip(1).take_while(|l| l.trim() != "//! ```");
     let parse = |l: &str| {
-        let (room, rest) = l.trim_start_matches("//!").split_once("->").unwrap_or_else(|| panic!("not an arrow: {l}"));
+        let (room, rest) =
+            l.trim_start_matches("//!").split_once("->").unwrap_or_else(|| panic!("not an arrow: {l}"));
         // Two blanks or more part the list from what the room is for.
         let list = rest.trim_start_matches(' ').split("  ").next().unwrap_or_default();
         let list = if rest.starts_with("   ") { "" } else { list };
@@ -254,7 +256,9 @@ fn imports(code: &str) -> Vec<(usize, String)> {
 
 #[test]
 fn the_rules_see_what_they_should() {
-    let code = strip("// unsafe\nfn a() { \"fn b() {\"; '{'; '\\''; r#\"}\"\"#; }\nfn c<'a>(x: [u8; 3]);\n/* { */ fn d() {\n}\n");
+    let code = strip(
+        "// unsafe\nfn a() { \"fn b() {\"; '{'; '\\''; r#\"}\"\"#; }\nfn c<'a>(x: [u8; 3]);\n/* { */ fn d() {\n}\n",
+    );
     assert!(!code.contains("unsafe") && !code.contains("fn b"));
     assert_eq!(functions(&code), vec![(2, "a".into(), 1), (4, "d".into(), 2)]);
     let found = imports("use crate::{base::{self, x}, kernel::y};\nuse crate::pod;");
@@ -304,7 +308,8 @@ fn arrows_have_no_ring() {
         assert!(unknown.is_empty(), "{room} -> {unknown:?}: no such room in the list");
     }
     while !left.is_empty() {
-        let free: Vec<String> = left.iter().filter(|(_, to)| to.is_empty()).map(|(room, _)| room.clone()).collect();
+        let free: Vec<String> =
+            left.iter().filter(|(_, to)| to.is_empty()).map(|(room, _)| room.clone()).collect();
         assert!(!free.is_empty(), "a ring among {:?}", left.keys());
         left.retain(|room, _| !free.contains(room));
         left.values_mut().for_each(|to| to.retain(|t| !free.contains(t)));
@@ -334,11 +339,14 @@ fn rooms_import_only_what_their_arrows_say() {
 fn the_halves_of_a_kind_of_state_stay_apart() {
     let mut bad = Vec::new();
     for s in sources().iter().filter(|s| s.path.starts_with("src/state/")) {
-        let half = |name: &str| s.path.ends_with(&format!("/{name}.rs")) || s.path.contains(&format!("/{name}/"));
+        let half =
+            |name: &str| s.path.ends_with(&format!("/{name}.rs")) || s.path.contains(&format!("/{name}/"));
         for (mine, other) in [("collect", "restore"), ("restore", "collect")] {
             if half(mine) {
                 let hits = words(&s.code).filter(|(at, w)| *w == other && s.code[..*at].ends_with("::"));
-                bad.extend(hits.map(|(at, _)| format!("{}:{}: {mine} uses {other}", s.path, line_of(&s.code, at))));
+                bad.extend(
+                    hits.map(|(at, _)| format!("{}:{}: {mine} uses {other}", s.path, line_of(&s.code, at))),
+                );
             }
         }
     }
@@ -389,6 +397,8 @@ fn the_map_names_every_room() {
             bad.push(format!("src/{name} is not in the map of README.md"));
         }
     }
-    bad.extend(arrows.keys().filter(|r| !root().join("src").join(r).is_dir()).map(|r| format!("no room src/{r}")));
+    bad.extend(
+        arrows.keys().filter(|r| !root().join("src").join(r).is_dir()).map(|r| format!("no room src/{r}")),
+    );
     none("the map", bad);
 }

@@ -26,7 +26,11 @@ pub struct Child {
 ///
 /// # Errors
 /// `Other` when the caller has more threads than one; what clone3 gives: EPERM, ENOSPC (too many namespaces), EBUSY.
-pub fn fork_with(flags: u64, cgroup: Option<BorrowedFd<'_>>, child: impl FnOnce() -> i32) -> io::Result<Child> {
+pub fn fork_with(
+    flags: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> i32,
+) -> io::Result<Child> {
     // One directory entry per thread beside `.` and `..`.
     if std::fs::metadata("/proc/self/task")?.nlink() != 3 {
         return Err(io::Error::other("a process with threads cannot fork a pod"));
@@ -125,7 +129,12 @@ pub fn arrange_fds(fds: &[BorrowedFd<'_>], keep: BorrowedFd<'_>) -> io::Result<O
 ///
 /// # Errors
 /// What fork or execve gave.
-pub fn spawn_detached(exe: &CStr, argv: &[CString], env: &[CString], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn spawn_detached(
+    exe: &CStr,
+    argv: &[CString],
+    env: &[CString],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let pointers = |list: &[CString]| {
         let mut p: Vec<*const libc::c_char> = list.iter().map(|s| s.as_ptr()).collect();
         p.push(ptr::null());
@@ -140,7 +149,9 @@ pub fn spawn_detached(exe: &CStr, argv: &[CString], env: &[CString], fds: &[Borr
     let pid = Errno::result(unsafe { libc::fork() })?;
     if pid == 0 {
         // SAFETY: in the child, see above.
-        unsafe { detach_and_exec(exe.as_ptr(), argv.as_ptr(), envp.as_ptr(), fds, write.as_raw_fd(), &mut high) }
+        unsafe {
+            detach_and_exec(exe.as_ptr(), argv.as_ptr(), envp.as_ptr(), fds, write.as_raw_fd(), &mut high)
+        }
     }
     drop(write);
     let mut failed = [0; 4];

@@ -2,13 +2,14 @@
 #![allow(unsafe_code)]
 
 pub mod errno;
+pub mod features;
 pub use errno::errno_text;
 pub mod anon;
 pub mod cgroup;
+pub mod clone;
 pub mod fdinfo;
 pub mod kcmp;
 pub mod maps;
-pub mod clone;
 pub mod memfd;
 pub mod netlink;
 pub mod nfnetlink;
@@ -21,6 +22,6 @@ pub mod seqpacket;
 pub mod sock;
 pub mod sockdiag;
 pub mod tcp_repair;
+pub mod tty;
 pub mod uffd;
 pub mod vmio;
-pub mod tty;

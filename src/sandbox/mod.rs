@@ -51,8 +51,11 @@ impl From<Error> for Failure {
             text = format!("{text}: {s}");
             source = s.source();
         }
-        let denied = matches!(&e, Error::Mount { errno: Errno::EPERM | Errno::EACCES, .. }
-            | Error::Space { errno: Errno::EPERM | Errno::EACCES, .. });
+        let denied = matches!(
+            &e,
+            Error::Mount { errno: Errno::EPERM | Errno::EACCES, .. }
+                | Error::Space { errno: Errno::EPERM | Errno::EACCES, .. }
+        );
         let f = Failure::new(Kind::Failed, "pod", text);
         if denied { f.remedy("podmig needs root with CAP_SYS_ADMIN to make a pod") } else { f }
     }

@@ -43,7 +43,8 @@ pub struct Space {
 /// # Errors
 /// EPERM, or ERANGE where a clock would be before 0 or beyond 146 years.
 pub fn set_clocks(clocks: Clocks) -> Result<(), Error> {
-    unshare(CloneFlags::from_bits_retain(NEWTIME)).map_err(|errno| Error::Space { what: "make a time namespace", errno })?;
+    unshare(CloneFlags::from_bits_retain(NEWTIME))
+        .map_err(|errno| Error::Space { what: "make a time namespace", errno })?;
     let line = |name: &str, ns: i64| {
         format!("{name} {} {}\n", ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000))
     };
@@ -87,11 +88,16 @@ impl Space {
         nix::unistd::sethostname(&self.hostname).map_err(failed("set the host name"))?;
         let kept = mounts::make(&self.mounts)?;
         nix::unistd::chdir("/").map_err(failed("enter /"))?;
-        let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(Error::io("open /dev/null"))?;
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map_err(Error::io("open /dev/null"))?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None).map_err(failed("block signals"))?;
         let mut children = SigSet::empty();
         children.add(Signal::SIGCHLD);
-        let children = SignalFd::with_flags(&children, SfdFlags::SFD_NONBLOCK).map_err(failed("make a signalfd"))?;
+        let children =
+            SignalFd::with_flags(&children, SfdFlags::SFD_NONBLOCK).map_err(failed("make a signalfd"))?;
         clone::default_signals();
         caps::drop_inheritable()?;
         let n = null.as_fd();

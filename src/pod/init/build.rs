@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
-    let dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR")).join("src/pod/init");
+    let dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"))
+        .join("src/pod/init");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let target = env::var("TARGET").expect("cargo sets TARGET");
     for file in ["program.rs", "program.ld", "wire.rs", "build.rs"] {
@@ -13,7 +14,16 @@ fn main() {
     }
     let mut rustc = Command::new(env::var_os("RUSTC").expect("cargo sets RUSTC"));
     rustc.arg(dir.join("program.rs")).arg("-o").arg(out.join("podmig-init"));
-    rustc.args(["--crate-name", "podmig_init", "--crate-type", "bin", "--edition", "2024", "--target", &target]);
+    rustc.args([
+        "--crate-name",
+        "podmig_init",
+        "--crate-type",
+        "bin",
+        "--edition",
+        "2024",
+        "--target",
+        &target,
+    ]);
     for option in [
         "panic=abort",
         "opt-level=s",

@@ -52,7 +52,11 @@ impl Command<'_> {
     pub fn plan(&self) -> Result<Plan, Failure> {
         let mut p = Plan::new();
         let mask = p.bytes(&0u64.to_le_bytes());
-        p.call("unblock signals", libc::SYS_rt_sigprocmask, &[2u64.into(), mask.into(), 0u64.into(), 8u64.into()]);
+        p.call(
+            "unblock signals",
+            libc::SYS_rt_sigprocmask,
+            &[2u64.into(), mask.into(), 0u64.into(), 8u64.into()],
+        );
         p.call("begin a session", libc::SYS_setsid, &[]);
         self.stdio(&mut p);
         p.call("set its umask", libc::SYS_umask, &[u64::from(self.umask).into()]);
@@ -217,7 +221,8 @@ mod tests {
     fn failures_have_the_shells_codes() {
         let user = User::default();
         let cmd = ["x".to_owned()];
-        let code = |what, errno| command(&cmd, &[], &user).failure(Outcome::Failed { what, errno }).kind.code();
+        let code =
+            |what, errno| command(&cmd, &[], &user).failure(Outcome::Failed { what, errno }).kind.code();
         assert_eq!(code(EXECUTE, Errno::ENOENT), 127);
         assert_eq!(code(EXECUTE, Errno::EACCES), 126);
         assert_eq!(code(EXECUTE, Errno::ENOEXEC), 126);

@@ -253,7 +253,8 @@ pub enum Said {
 /// Decodes a report; `None` for anything else.
 pub fn said(bytes: &[u8]) -> Option<Said> {
     let n = |i: usize| Some(i32::from_le_bytes(bytes.get(4 * i..4 * i + 4)?.try_into().ok()?));
-    let (kind, id, pid, status, childless) = (n(0)?.cast_unsigned(), n(1)?.cast_unsigned(), n(2)?, n(3)?, n(4)?);
+    let (kind, id, pid, status, childless) =
+        (n(0)?.cast_unsigned(), n(1)?.cast_unsigned(), n(2)?, n(3)?, n(4)?);
     let text = bytes.get(size_of::<Report>()..)?;
     Some(match kind {
         wire::HELLO => Said::Hello,
