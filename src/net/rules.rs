@@ -9,6 +9,7 @@ use super::nat::{GATEWAY, INSIDE};
 use super::{Error, hold};
 use crate::base::PodId;
 use crate::base::spec::Publish;
+use crate::kernel::conntrack::{self, Which};
 use crate::kernel::nfnetlink::{BaseChain, Batch, Family, Field, Nft, Policy, Rule};
 use std::net::Ipv4Addr;
 
@@ -38,7 +39,25 @@ pub(super) fn install(
     swap_table(&mut batch, &name, host_if, transit);
     nat_table(&mut batch, &name, host_if, transit, publish);
     let mut nft = Nft::open().map_err(hold::explain(host_if))?;
-    nft.commit(batch).map_err(hold::explain(host_if))
+    nft.commit(batch).map_err(hold::explain(host_if))?;
+    // A client that kept asking before the port was published has an entry that NAT never looks at again.
+    for port in publish.iter().filter(|p| p.udp) {
+        forget(Which::PlainUdpTo(port.host_port));
+    }
+    Ok(())
+}
+
+/// After the rules of a pod are gone: connections to it end, instead of being steered to an address nobody has.
+pub(super) fn forget_flows(transit: Ipv4Addr) {
+    forget(Which::AnsweredBy(transit));
+}
+
+/// Best effort: without it clients wait for a timeout, nothing worse.
+fn forget(which: Which) {
+    match conntrack::forget(which) {
+        Ok(count) => tracing::debug!(?which, count, "tracked connections forgotten"),
+        Err(error) => tracing::warn!(?which, %error, "tracked connections not forgotten"),
+    }
 }
 
 fn swap_table(batch: &mut Batch, name: &str, host_if: &str, transit: Ipv4Addr) {
