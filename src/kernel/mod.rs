@@ -13,6 +13,7 @@ pub mod fdinfo;
 pub mod kcmp;
 pub mod maps;
 pub mod memfd;
+pub mod conntrack;
 pub mod netlink;
 pub mod nfnetlink;
 pub mod packet;

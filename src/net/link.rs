@@ -117,6 +117,7 @@ impl Link {
 /// Makes the pod's link: `eth0` in `netns` with hardware address, address and routes, up; `lo` up. With `held` the
 /// [`super::Hold`] is engaged before `eth0` goes up, and a bridge port is not attached before [`release`] (unless the
 /// bridge runs the spanning tree protocol: then at once, since the port would wait; the hold stands all the same).
+/// Without `held` a `lan` pod is announced, too.
 ///
 /// # Errors
 /// As [`plan`], and what the kernel refuses; nothing is left behind then.
@@ -130,7 +131,11 @@ pub fn attach(spec: &NetSpec, netns: BorrowedFd<'_>, id: &PodId, held: bool) -> 
         }
         NetMode::Lan(on) => {
             let on = on.clone();
-            lan::attach(spec, &on, netns, id, held)
+            let link = lan::attach(spec, &on, netns, id, held)?;
+            if !held && let Err(error) = super::announce(&link, netns) {
+                tracing::warn!(%error, "the lan learns of the pod only when it asks");
+            }
+            Ok(link)
         }
         NetMode::Nat => nat::attach(spec, netns, id, held),
     }
@@ -161,17 +166,21 @@ pub fn detach(link: &Link) -> Result<(), Error> {
             first = result;
         }
     };
-    if let Some(host_if) = link.host_if() {
-        note(delete(host_if).map(drop));
-    }
     match &link.shape {
-        Shape::Nat { .. } => note(rules::remove(&link.id).map(drop)),
+        // The rules first: a device without hooks goes in half the time.
+        Shape::Nat { transit, .. } => {
+            note(rules::remove(&link.id).map(drop));
+            rules::forget_flows(*transit);
+        }
         Shape::Macvlan { .. } => {
             if let Some(netns) = &link.live.netns {
                 note(inside(netns.as_fd(), || delete(POD_IF)).map(drop));
             }
         }
         Shape::Port { .. } | Shape::Nothing => {}
+    }
+    if let Some(host_if) = link.host_if() {
+        note(delete(host_if).map(drop));
     }
     first
 }

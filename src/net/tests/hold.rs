@@ -236,7 +236,12 @@ fn costs() {
             note("engage again", began);
             let began = Instant::now();
             at(&lab.host, || detach(&link)).unwrap();
-            note("detach", began);
+            note(if what == "attach lan" { "detach lan, held" } else { "detach nat, held" }, began);
+            let link = at(&lab.host, || attach(&spec, netns.as_fd(), &id, false)).unwrap();
+            hold.lift().unwrap();
+            let began = Instant::now();
+            at(&lab.host, || detach(&link)).unwrap();
+            note(if what == "attach lan" { "detach lan" } else { "detach nat" }, began);
         }
     }
     for (what, mut list) in times {

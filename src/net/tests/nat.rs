@@ -63,8 +63,7 @@ fn ping(machine: &impl AsFd, to: &str) -> bool {
     socket.send_to(&[8, 0, 0xf7, 0xff, 0, 0, 0, 0], addr(to, 0)).unwrap();
     let mut buffer = [0; 128];
     let n = socket.recv(&mut buffer).unwrap();
-    buffer[12..16] == to.parse::<Ipv4Addr>().unwrap().octets()
-        && buffer[20..n] == [0, 0, 0xff, 0xff, 0, 0, 0, 0]
+    n >= 28 && buffer[12..16] == to.parse::<Ipv4Addr>().unwrap().octets() && buffer[20] == 0
 }
 
 #[test]
@@ -247,4 +246,49 @@ fn a_stored_record_is_adopted_with_its_ports_and_swept_without_one() {
     drop(read);
     assert!(at(&lab.host, || sweep(&id)).unwrap());
     assert_eq!(litter(&lab.host), "");
+}
+
+#[test]
+fn flows_of_before_and_after_find_their_way() {
+    let lab = Lab::new();
+    // A first pod makes the host track connections at all.
+    let _first = lab.pod(&spec(vec![]), false);
+    let early = at(&lab.client, || UdpSocket::bind("0.0.0.0:0").unwrap());
+    early.set_read_timeout(Some(LIMIT)).unwrap();
+    early.connect(addr(HOST, 5353)).unwrap();
+    early.send(b"too early").unwrap();
+    assert!(early.recv(&mut [0; 64]).is_err(), "nobody listens yet");
+    let pod = lab.pod(&spec(vec![publish(5353, 53, true), publish(0, 80, false)]), false);
+    serve_udp(&pod, "pod", 53);
+    serve(&pod, "pod", 80);
+    early.send(b"now").unwrap();
+    let mut buffer = [0; 64];
+    let n = early.recv(&mut buffer).expect("an entry of before keeps the client out");
+    assert!(buffer[..n].starts_with(b"pod: now"));
+
+    let mut stream = connect(&lab.client, addr(HOST, pod.link.ports()[1].host.port())).unwrap();
+    ask_on(&mut stream, "x").unwrap();
+    Hold::open(pod.as_fd(), &NetMode::Nat).unwrap().engage().unwrap();
+    at(&lab.host, || detach(&pod.link)).unwrap();
+    let ended = ask_on(&mut stream, "gone?").unwrap_err();
+    assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset);
+    early.send(b"gone?").unwrap();
+    let refused = early.recv(&mut buffer).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn ids_that_choose_the_same_transit_address_get_two() {
+    let lab = Lab::new();
+    let base = u64::from(std::process::id()) << 40;
+    let links: Vec<(Link, OwnedFd)> = [base | 0x5_0007, base | 0x9_0003]
+        .map(|bits| {
+            let netns = new_netns().unwrap();
+            let id = PodId::from_bits(bits);
+            let link = at(&lab.host, || attach(&spec(vec![]), netns.as_fd(), &id, false)).unwrap();
+            (link, netns)
+        })
+        .into();
+    let [a, b] = [0, 1].map(|i: usize| links[i].0.address().unwrap());
+    assert_eq!([a, b], [ip("10.91.0.12"), ip("10.91.0.13")]);
 }
