@@ -14,6 +14,7 @@ pub mod inet;
 pub mod mm;
 pub mod object;
 pub mod pipe;
+pub mod script;
 pub mod signal;
 pub mod task;
 pub mod timer;
