@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod cred;
+pub mod error;
 pub mod event;
 pub mod fd;
 pub mod file;

@@ -1,5 +1,7 @@
 //! Credentials and the walls a thread stands behind.
 
+pub mod collect;
+
 use serde::{Deserialize, Serialize};
 
 /// Seccomp as met.

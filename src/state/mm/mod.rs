@@ -1,5 +1,9 @@
 //! Address spaces: mappings and their borders. Page *content* is the business of the `memory` room.
 
+pub mod collect;
+pub mod files;
+pub mod hole;
+
 use super::object::ObjectId;
 use crate::base::AddrRange;
 use bitflags::bitflags;

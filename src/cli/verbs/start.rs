@@ -1,0 +1,9 @@
+//! `podmig start`.
+
+use crate::base::Failure;
+use crate::cli::{Context, out};
+
+/// Does it.
+pub fn run(_ctx: &Context, _r: crate::cli::request::StartRequest) -> Result<i32, Failure> {
+    Err(out::not_yet("start"))
+}
