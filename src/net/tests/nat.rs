@@ -145,6 +145,7 @@ fn a_taken_port_is_refused_by_name_and_ports_are_given_back() {
     assert_eq!(failure.kind, Kind::Taken);
     assert!(failure.to_string().contains(&port.to_string()), "{failure}");
     drop(other);
+    until("the port to be free", || at(&lab.host, || TcpListener::bind(addr(HOST, port))).ok());
 
     let pod = lab.pod(&spec(vec![publish(port, 80, false), publish(port, 80, true)]), false);
     assert_eq!(pod.link.ports()[0].to_string(), format!("80/tcp -> 0.0.0.0:{port}"));
@@ -155,6 +156,7 @@ fn a_taken_port_is_refused_by_name_and_ports_are_given_back() {
     let reuse = at(&lab.host, || TcpListener::bind(addr(HOST, port)));
     assert!(reuse.is_err(), "another program could still bind the port");
     at(&lab.host, || detach(&pod.link)).unwrap();
+    until("the port to be given back", || at(&lab.host, || TcpListener::bind(addr(HOST, port))).ok());
     let again = lab.pod(&spec(vec![publish(port, 80, false)]), false);
     serve(&again, "again", 80);
     assert_eq!(ask(&lab.client, addr(HOST, port), "x").unwrap(), "again: x");
@@ -228,7 +230,7 @@ fn a_held_nat_pod_is_silent_and_a_failed_attach_leaves_nothing() {
     let taken = spec(vec![publish(port, 53, true)]);
     at(&lab.host, || attach(&taken, netns.as_fd(), &fresh_id(), false)).unwrap_err();
     assert_eq!(litter(&lab.host), "");
-    at(&lab.host, || UdpSocket::bind(addr("0.0.0.0", port))).expect("the port is given back");
+    until("the port to be given back", || at(&lab.host, || UdpSocket::bind(addr("0.0.0.0", port))).ok());
 }
 
 #[test]
@@ -239,9 +241,10 @@ fn a_stored_record_is_adopted_with_its_ports_and_swept_without_one() {
     let (id, port) = (pod.link.id.clone(), pod.link.ports()[0].host.port());
     let Pod { link, netns } = pod;
     drop(link);
-    at(&lab.host, || TcpListener::bind(addr(HOST, port))).expect("nobody holds the port");
+    // Not at once: a child that another test forks has our descriptors up to its exec.
+    until("the port to be free", || at(&lab.host, || TcpListener::bind(addr(HOST, port))).ok());
     let mut read: Link = postcard::from_bytes(&stored).unwrap();
-    at(&lab.host, || read.adopt(Some(netns.as_fd()))).unwrap();
+    until("the port", || at(&lab.host, || read.adopt(Some(netns.as_fd()))).ok());
     assert!(at(&lab.host, || TcpListener::bind(addr(HOST, port))).is_err());
     drop(read);
     assert!(at(&lab.host, || sweep(&id)).unwrap());
