@@ -15,6 +15,7 @@ pub mod mm;
 pub mod object;
 pub mod pipe;
 pub mod signal;
+pub mod source;
 pub mod task;
 pub mod timer;
 pub mod unix;
