@@ -22,3 +22,6 @@ pub mod sockdiag;
 pub mod tcp_repair;
 pub mod uffd;
 pub mod vmio;
+pub mod cpuid;
+pub mod ptrace;
+pub mod status;
