@@ -5,6 +5,7 @@ pub mod errno;
 pub use errno::errno_text;
 pub mod anon;
 pub mod cgroup;
+pub mod descr;
 pub mod fdinfo;
 pub mod kcmp;
 pub mod maps;

@@ -13,6 +13,7 @@ pub const MAX_UNIX_NAME: usize = 108;
 const SIOCUNIXFILE: libc::Ioctl = 0x89e0;
 const SIOCGSKNS: libc::Ioctl = 0x894c;
 const SIOCOUTQNSD: libc::Ioctl = 0x894b;
+const SCM_PIDFD: i32 = 4;
 const ADDR_MAX: usize = 128;
 
 fn own(fd: i32) -> OwnedFd {
@@ -345,6 +346,10 @@ pub fn recv(fd: impl AsFd, buf: &mut [u8], flags: i32) -> Result<Received, Errno
                     uid: u32::from_ne_bytes(word(4)),
                     gid: u32::from_ne_bytes(word(8)),
                 });
+            }
+            // A pidfd of the sender (SO_PASSPIDFD): nobody asked for it here.
+            (libc::SOL_SOCKET, SCM_PIDFD) if n >= 4 => {
+                drop(own(RawFd::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])));
             }
             _ => got.other.push((level, kind, bytes.to_vec())),
         }

@@ -1,5 +1,7 @@
 //! Anonymous descriptors: eventfd, epoll, signalfd, timerfd.
 
+pub mod collect;
+
 use super::fd::FileId;
 use super::timer::Itimer;
 use serde::{Deserialize, Serialize};

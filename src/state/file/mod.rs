@@ -1,5 +1,7 @@
 //! Files with a name: regular files, directories, harmless devices.
 
+pub mod collect;
+
 use serde::{Deserialize, Serialize};
 
 /// What kind of inode.
@@ -11,6 +13,8 @@ pub enum Inode {
     Dir,
     /// Character device with (major, minor) that holds no state (null, zero, full, random, urandom).
     Char(u32, u32),
+    /// Anything else, held by O_PATH only (a symbolic link, a socket's file, …).
+    Handle,
 }
 
 /// An open file found again by its path.
