@@ -247,7 +247,7 @@ pub(super) fn set_up_inside(what: &Inside) -> Result<(), Error> {
     }
     let index = POD_IFINDEX;
     route.set_up(index).map_err(Error::link(POD_IF))?;
-    if let IpAddr::V6(_) = what.addr {
+    if what.addr.is_ipv6() {
         // Routers and neighbours expect every v6 node to have one; the kernel makes none (addr_gen_mode none).
         let local = IpAddr::V6(link_local(what.mac));
         route.add_addr(index, local, 64).map_err(Error::link(POD_IF))?;
