@@ -160,7 +160,9 @@ impl Monitor {
             return Err(refuse("the pod is not running"));
         }
         if self.record.status != crate::pod::store::Status::Running {
-            return Err(refuse(&format!("the pod is {}", self.record.status)).remedy("`podmig resume` it first"));
+            return Err(
+                refuse(&format!("the pod is {}", self.record.status)).remedy("`podmig resume` it first")
+            );
         }
         let failed = |e: std::io::Error| {
             refuse(&format!("cannot make the command's channels: {}", crate::pod::store::plain(&e)))
@@ -171,7 +173,8 @@ impl Monitor {
             (Some((rows, cols)), _) => {
                 let pty = tty::open(&self.root().join("dev/pts/ptmx")).map_err(failed)?;
                 tty::set_size(&pty.master, rows, cols).map_err(failed)?;
-                nix::unistd::fchown(&pty.slave, Some(spec.user.uid.into()), None).map_err(|e| failed(e.into()))?;
+                nix::unistd::fchown(&pty.slave, Some(spec.user.uid.into()), None)
+                    .map_err(|e| failed(e.into()))?;
                 session.master = Some(pty.master);
                 fds = vec![pty.slave];
                 Stdio::Terminal(0)
@@ -196,7 +199,14 @@ impl Monitor {
         PathBuf::from(format!("/proc/{}/root", self.pod.as_ref().map_or(0, |p| p.init.pid)))
     }
 
-    fn order(&mut self, id: u32, purpose: Purpose, spec: ExecSpec, stdio: Stdio, fds: &[OwnedFd]) -> Result<(), Failure> {
+    fn order(
+        &mut self,
+        id: u32,
+        purpose: Purpose,
+        spec: ExecSpec,
+        stdio: Stdio,
+        fds: &[OwnedFd],
+    ) -> Result<(), Failure> {
         let whole = self.record.spec.clone();
         let Some(pod) = &self.pod else {
             return Err(Failure::new(Kind::Failed, whole.name.as_str(), "the pod is not running"));
@@ -269,7 +279,10 @@ impl Monitor {
         let Some(order) = self.spawns.orders.remove(&id) else { return };
         let outcome = match &order.child {
             Some(Err(errno)) => Outcome::Failed { what: "fork", errno: *errno },
-            _ => order.plan.outcome(&order.file).unwrap_or(Outcome::Failed { what: "read its order", errno: Errno::EIO }),
+            _ => order
+                .plan
+                .outcome(&order.file)
+                .unwrap_or(Outcome::Failed { what: "read its order", errno: Errno::EIO }),
         };
         let exited = order.exited;
         let child = match (outcome, order.child) {
@@ -318,7 +331,8 @@ impl Monitor {
 
     /// pid 1 reaped a process.
     fn exited(&mut self, pid: i32, status: i32, childless: bool) {
-        let order = self.spawns.orders.values_mut().find(|o| matches!(&o.child, Some(Ok((p, _))) if *p == pid));
+        let order =
+            self.spawns.orders.values_mut().find(|o| matches!(&o.child, Some(Ok((p, _))) if *p == pid));
         if let Some(order) = order {
             order.exited = Some((status, childless));
             return;
@@ -336,7 +350,12 @@ fn port_at(session: u32, fd: &OwnedFd) -> Option<PortAt> {
     Some(PortAt { port: Port::Session(session), dev: s.st_dev, ino: s.st_ino })
 }
 
-fn command<'a>(spec: &'a ExecSpec, rlimits: &'a [(u32, u64, u64)], privileged: bool, stdio: Stdio) -> Command<'a> {
+fn command<'a>(
+    spec: &'a ExecSpec,
+    rlimits: &'a [(u32, u64, u64)],
+    privileged: bool,
+    stdio: Stdio,
+) -> Command<'a> {
     Command {
         cmd: &spec.cmd,
         env: &spec.env,
