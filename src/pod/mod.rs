@@ -1,6 +1,7 @@
 //! Pods on this host: definition, store, launch, init, monitor, exec, logs.
 
 pub mod client;
+pub mod decisions;
 pub mod define;
 pub mod exec;
 pub mod init;

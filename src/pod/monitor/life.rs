@@ -362,7 +362,7 @@ impl Monitor {
     }
 
     /// Leaves the monitor's own control group and removes it: the last thing before the end.
-    fn leave(&mut self) {
+    pub(super) fn leave(&mut self) {
         if let Err(e) = super::birth::leave(&self.life.group) {
             complain(&self.record, &format!("control group not removed: {e}"));
         }

@@ -12,9 +12,11 @@
 //! - `pausing`: frozen and thawed
 //! - `sweep`: what a dead monitor left
 //! - `incoming`: a pod without CMD, for one that arrives
+//! - `handing`: what leaving and arriving need of it
 
 mod birth;
 mod conns;
+mod handing;
 mod incoming;
 mod life;
 mod logfile;
@@ -56,6 +58,8 @@ pub struct Monitor {
     spawns: Spawns,
     stdio: Stdio,
     life: Life,
+    /// The move under way, if there is one.
+    pub moving: super::moving::State,
     wake: Option<Instant>,
     over: bool,
 }
