@@ -7,13 +7,14 @@
 mod arrival;
 mod guard;
 
+use super::client::Client;
 use super::monitor::{ConnId, Monitor};
 use super::proto;
-use crate::base::{Decision, MoveId};
+use crate::base::{Decision, Failure, Kind, MoveId};
 use crate::net::Frame;
 use crate::state::inet::collect::RepairedSocket;
 use serde::{Deserialize, Serialize};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// What a mover (at the source) or a worker (at the target) asks.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -153,4 +154,28 @@ pub fn closed(monitor: &mut Monitor, conn: ConnId) {
 pub fn tick(monitor: &mut Monitor) {
     guard::tick(monitor);
     arrival::tick(monitor);
+}
+
+impl Client {
+    /// Asks the monitor something about a move.
+    ///
+    /// # Errors
+    /// It said no, or is gone.
+    pub fn moving(&mut self, request: Request) -> Result<Reply, Failure> {
+        self.moving_with(request, &[])
+    }
+
+    /// The same with descriptors.
+    ///
+    /// # Errors
+    /// As [`Client::moving`].
+    pub fn moving_with(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, Failure> {
+        let odd = |text: String| Failure::new(Kind::Failed, "the pod's monitor", text);
+        match self.request(&proto::Request::Move(request), fds)?.0 {
+            proto::Reply::Move(Reply::Denied(reason)) => Err(odd(reason)),
+            proto::Reply::Move(reply) => Ok(reply),
+            proto::Reply::Failed(failure) => Err(failure),
+            other => Err(odd(format!("an answer that does not fit: {other:?}"))),
+        }
+    }
 }
