@@ -16,6 +16,7 @@ pub mod object;
 pub mod pipe;
 pub mod script;
 pub mod signal;
+pub mod target;
 pub mod task;
 pub mod timer;
 pub mod unix;
