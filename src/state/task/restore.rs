@@ -41,8 +41,8 @@ fn birth(s: &mut Script, b: &Birth) {
 }
 
 /// Births of the threads after the leader; stacks and everything else come with their registers.
-pub fn threads(s: &mut Script, tids: &[i32]) {
-    for &tid in tids {
+pub fn threads(s: &mut Script, tids: impl Iterator<Item = i32>) {
+    for tid in tids {
         clone3(s, "clone3 (thread)", THREAD_FLAGS, 0, tid);
     }
 }
@@ -81,6 +81,16 @@ pub fn reap(s: &mut Script, pid: i32) {
         libc::SYS_wait4,
         &[pid.into(), 0u64.into(), (libc::WNOHANG | libc::__WALL).into(), 0u64.into()],
     );
+}
+
+/// Takes note of a child's job-control stop, as the program had done.
+pub fn take_note_of_stop(s: &mut Script, pid: i32) {
+    s.may("wait4 (stopped child)", About::Number(pid.into()), libc::SYS_wait4, &[
+        pid.into(),
+        0u64.into(),
+        (libc::WNOHANG | libc::WUNTRACED).into(),
+        0u64.into(),
+    ]);
 }
 
 /// Current directory, root and umask; paths are those of the pod, so the directory comes before the root.
