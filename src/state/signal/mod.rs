@@ -1,5 +1,7 @@
 //! Signals: handlers, masks, queues, alternate stacks.
 
+pub mod collect;
+
 use serde::{Deserialize, Serialize};
 
 /// One `rt_sigaction` entry as the kernel keeps it (`struct kernel_sigaction`, x86-64).

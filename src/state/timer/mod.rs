@@ -1,5 +1,7 @@
 //! Interval timers and POSIX timers. (timerfd is a descriptor: see `event`.)
 
+pub mod collect;
+
 use serde::{Deserialize, Serialize};
 
 /// An `itimerval` in nanoseconds.
