@@ -259,21 +259,24 @@ impl Route {
         self.get_link(message, &|| format!("look up interface number {index}"))
     }
 
-    /// Makes a veth pair, both ends down, in one request.
+    /// Makes a veth pair, both ends down, in one request. The kernel heeds an index wanted for `far` only when `near` has
+    /// one, too.
     ///
     /// # Errors
     /// EEXIST: a name or index is taken.
-    pub fn add_veth(&mut self, host: &End<'_>, pod: &End<'_>, mtu: u32) -> Result<(), Error> {
-        let mut peer = end_message(pod);
+    pub fn add_veth(&mut self, near: &End<'_>, far: &End<'_>, mtu: u32) -> Result<(), Error> {
+        let mut peer = end_message(far);
         peer.attributes.push(LinkAttribute::Mtu(mtu));
-        let mut message = end_message(host);
+        let mut message = end_message(near);
         message.attributes.push(LinkAttribute::Mtu(mtu));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]));
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.talk(RouteNetlinkMessage::NewLink(message), flags, &|| format!("make veth {}", host.name))?;
+        self.talk(RouteNetlinkMessage::NewLink(message), flags, &|| {
+            format!("make veth {} and {}", near.name, far.name)
+        })?;
         Ok(())
     }
 

@@ -135,8 +135,7 @@ pub fn packet() -> Result<String, String> {
             .and_then(|mut r| r.iface("lo"))
             .map_err(|e| reason(&e))?
             .ok_or("no loopback link")?;
-        let options =
-            packet::Options { offload: true, protocol: 3, stamps: true, ..packet::Options::default() };
+        let options = packet::Options { offload: true, stamps: true, ..packet::Options::default() };
         Packet::open(lo.index, options).map_err(why_io("packet socket"))?;
         Ok("with offload state".to_owned())
     })
