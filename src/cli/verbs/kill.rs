@@ -15,8 +15,12 @@ pub fn run(ctx: &Context, pod: &str, signal: Option<i32>) -> Result<i32, Failure
         None => {
             let record = reach::known(ctx, pod)?;
             if record.status.is_here() {
-                let (_, mut client) = reach::running(ctx, pod)?;
-                client.kill()?;
+                let asked = reach::running(ctx, pod).and_then(|(_, mut client)| client.kill());
+                if let Err(f) = asked
+                    && reach::again(ctx, record.clone()).status.is_here()
+                {
+                    return Err(f);
+                }
             }
             record
         }

@@ -2,8 +2,14 @@
 
 use crate::base::{Failure, Kind};
 use crate::cli::{Context, out, shape};
+use crate::kernel::clone;
 use crate::pod::client::Client;
 use crate::pod::store::{Record, Status};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
+
+/// How long a monitor that stopped listening may take to end, in milliseconds.
+const PATIENCE: u16 = 5000;
 
 /// The pod by name or id, unless it lives on another host (8) or that is in doubt (6).
 pub fn known(ctx: &Context, name: &str) -> Result<Record, Failure> {
@@ -28,8 +34,27 @@ pub fn running(ctx: &Context, name: &str) -> Result<(Record, Client), Failure> {
     if !record.status.is_here() {
         return Err(not_running(&record));
     }
-    let client = Client::connect(&ctx.store, &record)?;
-    Ok((record, client))
+    match Client::connect(&ctx.store, &record) {
+        Ok(client) => Ok((record, client)),
+        Err(f) => match ended_meanwhile(ctx, &record) {
+            Some(now) => Err(not_running(&now)),
+            None => Err(f),
+        },
+    }
+}
+
+/// For a pod whose monitor does not answer: it may be about to end. Waits for that, bounded; the record then, `None`
+/// when the pod still counts as running.
+pub fn ended_meanwhile(ctx: &Context, record: &Record) -> Option<Record> {
+    if let Some(monitor) = record.monitor.as_ref().filter(|m| m.alive())
+        && let Ok(pidfd) = clone::pidfd_open(monitor.pid)
+    {
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        // Interrupted or not: the record tells.
+        let _ = poll(&mut fds, PollTimeout::from(PATIENCE));
+    }
+    let now = again(ctx, record.clone());
+    (!now.status.is_here()).then_some(now)
 }
 
 /// The failure for a pod that does not run.

@@ -43,13 +43,12 @@ pub fn end_and_forget(ctx: &Context, record: &Record, force: bool) -> Result<(),
     Ok(())
 }
 
-/// Ends a running pod; its monitor may end it first.
+/// Ends a running pod; one that ends by itself meanwhile is as good.
 fn end(ctx: &Context, record: &Record) -> Result<(), Failure> {
-    let ended = Client::connect(&ctx.store, record).and_then(|mut client| client.kill());
-    match (ended, ctx.store.get(&record.spec.id)?) {
-        (Err(_), None) => Ok(()),
-        (Err(_), Some(now)) if now.status == Status::Lost => Ok(monitor::sweep(&ctx.store, &now)?),
-        (Err(_), Some(now)) if !now.status.is_here() => Ok(()),
-        (ended, _) => ended,
+    let Err(f) = Client::connect(&ctx.store, record).and_then(|mut client| client.kill()) else { return Ok(()) };
+    match reach::ended_meanwhile(ctx, record) {
+        Some(now) if now.status == Status::Lost => monitor::sweep(&ctx.store, &now),
+        Some(_) => Ok(()),
+        None => Err(f),
     }
 }

@@ -9,8 +9,12 @@ use std::time::Duration;
 pub fn run(ctx: &Context, pod: &str, time: Duration) -> Result<i32, Failure> {
     let record = reach::known(ctx, pod)?;
     if record.status.is_here() {
-        let (_, mut client) = reach::running(ctx, pod)?;
-        client.stop(time)?;
+        let asked = reach::running(ctx, pod).and_then(|(_, mut client)| client.stop(time));
+        if let Err(f) = asked
+            && reach::again(ctx, record.clone()).status.is_here()
+        {
+            return Err(f);
+        }
     }
     reach::told(ctx, record);
     Ok(0)

@@ -110,6 +110,11 @@ impl Waiting<'_> {
     /// The status of a pod that is over.
     fn status(&self) -> Result<i32, Failure> {
         let record = reach::known(self.ctx, self.record.spec.id.as_str())?;
+        let record = if record.status.is_here() {
+            reach::ended_meanwhile(self.ctx, &record).unwrap_or(record)
+        } else {
+            record
+        };
         match (record.status, record.exit_status) {
             (Status::Exited, Some(status)) => Ok(status),
             (Status::Running | Status::Paused | Status::Incoming, _) => {
