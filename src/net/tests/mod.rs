@@ -2,6 +2,7 @@
 //! last descriptor, whatever happens to a test.
 
 mod hold;
+mod hosts;
 mod lan;
 mod macvlan;
 mod nat;
