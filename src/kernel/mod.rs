@@ -13,3 +13,7 @@ pub mod tcp_repair;
 pub mod thread;
 pub mod uffd;
 pub mod vmio;
+pub mod cgroup;
+pub mod cpuid;
+pub mod ptrace;
+pub mod status;
