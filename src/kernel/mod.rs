@@ -32,3 +32,7 @@ pub mod thread;
 pub mod tty;
 pub mod uffd;
 pub mod vmio;
+pub mod cgroup;
+pub mod cpuid;
+pub mod ptrace;
+pub mod status;
