@@ -32,7 +32,3 @@ pub mod thread;
 pub mod tty;
 pub mod uffd;
 pub mod vmio;
-pub mod cgroup;
-pub mod cpuid;
-pub mod ptrace;
-pub mod status;

@@ -104,7 +104,9 @@ impl From<Error> for Failure {
         }
         let kind = match &error {
             Error::Family(_) | Error::Unfit { .. } => Kind::Refused,
-            Error::Object(e) if matches!(e.source, Errno::ENOENT | Errno::EROFS | Errno::EXDEV) => Kind::Refused,
+            Error::Object(e) if matches!(e.source, Errno::ENOENT | Errno::EROFS | Errno::EXDEV) => {
+                Kind::Refused
+            }
             _ => Kind::Failed,
         };
         let mut message = error.to_string();

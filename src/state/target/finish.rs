@@ -75,7 +75,8 @@ impl Builder {
         let plan = handover::arrange(&wanted, their_end);
         let highest = wanted.last().copied().max(plan.transport).unwrap_or(0);
         if highest as u64 >= self.host.open_files {
-            let what = format!("descriptor {highest} is beyond the hard limit of {} here", self.host.open_files);
+            let what =
+                format!("descriptor {highest} is beyond the hard limit of {} here", self.host.open_files);
             return Err(Error::Unfit { pid: p.pid, what });
         }
         let mut fds: Vec<BorrowedFd<'_>> = Vec::with_capacity(entries.len());
@@ -87,7 +88,12 @@ impl Builder {
         restore::room_for_fds(&mut s, self.host.open_files, self.host.open_files);
         let from = plan.transport.unwrap_or(their_end);
         if from != their_end {
-            s.must("dup3", About::Number(from.into()), libc::SYS_dup3, &[their_end.into(), from.into(), 0u64.into()]);
+            s.must(
+                "dup3",
+                About::Number(from.into()),
+                libc::SYS_dup3,
+                &[their_end.into(), from.into(), 0u64.into()],
+            );
             close(&mut s, their_end.into(), their_end);
         }
         let coming = Coming::receive(&mut s, from.into(), fds.len());
@@ -124,11 +130,12 @@ fn place(s: &mut Script, entries: &[&FdEntry], plan: &Arrangement, coming: &Comi
     }
     for (i, e) in entries.iter().enumerate() {
         if e.cloexec && plan.arrive[i] == e.fd {
-            s.must("fcntl(F_SETFD)", About::Number(e.fd.into()), libc::SYS_fcntl, &[
-                e.fd.into(),
-                libc::F_SETFD.into(),
-                libc::FD_CLOEXEC.into(),
-            ]);
+            s.must(
+                "fcntl(F_SETFD)",
+                About::Number(e.fd.into()),
+                libc::SYS_fcntl,
+                &[e.fd.into(), libc::F_SETFD.into(), libc::FD_CLOEXEC.into()],
+            );
         }
     }
 }

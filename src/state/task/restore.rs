@@ -85,12 +85,12 @@ pub fn reap(s: &mut Script, pid: i32) {
 
 /// Takes note of a child's job-control stop, as the program had done.
 pub fn take_note_of_stop(s: &mut Script, pid: i32) {
-    s.may("wait4 (stopped child)", About::Number(pid.into()), libc::SYS_wait4, &[
-        pid.into(),
-        0u64.into(),
-        (libc::WNOHANG | libc::WUNTRACED).into(),
-        0u64.into(),
-    ]);
+    s.may(
+        "wait4 (stopped child)",
+        About::Number(pid.into()),
+        libc::SYS_wait4,
+        &[pid.into(), 0u64.into(), (libc::WNOHANG | libc::WUNTRACED).into(), 0u64.into()],
+    );
 }
 
 /// Current directory, root and umask; paths are those of the pod, so the directory comes before the root.
