@@ -39,13 +39,21 @@ impl Client {
         let path = store.places.socket(&record.spec.id);
         let fd = seqpacket::dial(&path).map_err(|e| match e.raw_os_error() {
             Some(libc::ENOENT | libc::ECONNREFUSED) => {
-                let status = if record.status.is_here() { "has no monitor any more" } else { record.status.as_str() };
+                let status =
+                    if record.status.is_here() { "has no monitor any more" } else { record.status.as_str() };
                 let text = format!("the pod is not running: it {}", verb(status));
-                Failure::new(Kind::Failed, name.as_str(), text).remedy(format!("`podmig start {name}` starts it again"))
+                Failure::new(Kind::Failed, name.as_str(), text)
+                    .remedy(format!("`podmig start {name}` starts it again"))
             }
-            Some(libc::EACCES) => Failure::new(Kind::Failed, name.as_str(), "its monitor cannot be reached: permission denied")
-                .remedy("run podmig as the user who started the pod, or as root"),
-            _ => Failure::new(Kind::Failed, path.display().to_string(), format!("cannot connect: {}", super::store::plain(&e))),
+            Some(libc::EACCES) => {
+                Failure::new(Kind::Failed, name.as_str(), "its monitor cannot be reached: permission denied")
+                    .remedy("run podmig as the user who started the pod, or as root")
+            }
+            _ => Failure::new(
+                Kind::Failed,
+                path.display().to_string(),
+                format!("cannot connect: {}", super::store::plain(&e)),
+            ),
         })?;
         let client = Client { fd, name, events: VecDeque::new() };
         proto::offer(&client.fd).and_then(|()| proto::accepted(&client.fd)).map_err(|e| client.failed(e))?;
@@ -60,7 +68,9 @@ impl Client {
     fn failed(&self, e: Error) -> Failure {
         let f = Failure::new(Kind::Failed, self.name.as_str(), e.to_string());
         match e {
-            Error::Version { .. } => f.remedy("its monitor is of another podmig; use that one, or restart the pod"),
+            Error::Version { .. } => {
+                f.remedy("its monitor is of another podmig; use that one, or restart the pod")
+            }
             _ => f,
         }
     }
@@ -74,7 +84,11 @@ impl Client {
     ///
     /// # Errors
     /// The monitor's refusal, or the connection broke.
-    pub fn request(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    pub fn request(
+        &mut self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), Failure> {
         proto::send(&self.fd, request, fds).map_err(|e| self.failed(e))?;
         loop {
             match proto::recv::<Message>(&self.fd).map_err(|e| self.failed(e))? {
@@ -185,7 +199,9 @@ impl Client {
     fn readable(&self, deadline: Option<Instant>) -> Result<bool, Failure> {
         loop {
             let timeout = match deadline.map(|d| d.saturating_duration_since(Instant::now())) {
-                Some(left) => PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX),
+                Some(left) => {
+                    PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+                }
                 None => PollTimeout::NONE,
             };
             let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];

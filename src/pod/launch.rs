@@ -93,7 +93,12 @@ fn now(store: &Store, record: Record) -> Record {
 ///
 /// # Errors
 /// What could not be made; nothing is left then.
-pub fn incoming(store: &Store, record: &Record, clocks: Clocks, exe: Option<PathBuf>) -> Result<(Client, Prepared), Failure> {
+pub fn incoming(
+    store: &Store,
+    record: &Record,
+    clocks: Clocks,
+    exe: Option<PathBuf>,
+) -> Result<(Client, Prepared), Failure> {
     let Clocks { monotonic_ns, boottime_ns } = clocks;
     let channel = launch(store, record, Mode::Incoming { monotonic_ns, boottime_ns }, &[], exe)?;
     loop {
@@ -148,7 +153,12 @@ fn run_monitor(store: &Store, record: &Record, exe: Option<PathBuf>) -> Result<O
     let id = &record.spec.id;
     make_dir(&store.places.dir(id))?;
     let log = store.places.monitor_log(id);
-    let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&log).map_err(failed("open the monitor's log"))?;
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&log)
+        .map_err(failed("open the monitor's log"))?;
     let null = fs::File::open("/dev/null").map_err(failed("open /dev/null"))?;
     let (ours, theirs) = seqpacket::pair().map_err(failed("make a socket pair"))?;
     let exe = exe.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
@@ -167,5 +177,9 @@ fn monitor_died(store: &Store, record: &Record) -> Failure {
     let last = log.lines().last().unwrap_or("it was killed").to_owned();
     let _ = super::monitor::sweep(store, record);
     let _ = store.give_back(record);
-    Failure::new(Kind::Failed, record.spec.name.as_str(), format!("its monitor ended during the start: {last}"))
+    Failure::new(
+        Kind::Failed,
+        record.spec.name.as_str(),
+        format!("its monitor ended during the start: {last}"),
+    )
 }

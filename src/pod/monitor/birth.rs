@@ -100,8 +100,12 @@ fn mounts_of(spec: &PodSpec) -> Result<Mounts, Failure> {
 impl LivePod {
     /// Makes a pod with nothing but pid 1 in it. On failure nothing is left.
     pub(super) fn make(group: &Path, spec: &PodSpec, clocks: Clocks) -> Result<LivePod, Failure> {
-        let space =
-            Space { hostname: spec.hostname.clone(), net: spec.net.mode.clone(), mounts: mounts_of(spec)?, clocks };
+        let space = Space {
+            hostname: spec.hostname.clone(),
+            net: spec.net.mode.clone(),
+            mounts: mounts_of(spec)?,
+            clocks,
+        };
         let h = Hierarchies::detect().map_err(group_failure)?;
         let cgroup = Cgroup::create(&h, group).map_err(group_failure)?;
         let made = cgroup
@@ -125,7 +129,11 @@ impl LivePod {
             Err(e) => {
                 let _ = cgroup.kill_all().and_then(|()| cgroup.remove());
                 reap(&init);
-                Err(Failure::new(Kind::Failed, path, format!("cannot open it: {}", crate::pod::store::plain(&e))))
+                Err(Failure::new(
+                    Kind::Failed,
+                    path,
+                    format!("cannot open it: {}", crate::pod::store::plain(&e)),
+                ))
             }
         }
     }
@@ -177,7 +185,6 @@ impl LivePod {
     pub(super) fn remove(self) -> Result<(), String> {
         self.cgroup.remove().map_err(|e| group_failure(e).to_string())
     }
-
 }
 
 /// Waits for a child that was killed; twice is harmless.

@@ -264,18 +264,26 @@ impl Monitor {
 
     fn attach(&mut self, conn: ConnId, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         let name = self.record.spec.name.clone();
-        let three: [OwnedFd; 3] = fds.try_into().map_err(|_| {
-            Failure::new(Kind::Usage, name.as_str(), "attaching takes three descriptors")
-        })?;
+        let three: [OwnedFd; 3] = fds
+            .try_into()
+            .map_err(|_| Failure::new(Kind::Usage, name.as_str(), "attaching takes three descriptors"))?;
         self.stdio.attach(conn, three).map_err(|e| {
-            Failure::new(Kind::Failed, name.as_str(), format!("cannot attach: {}", crate::pod::store::plain(&e)))
+            Failure::new(
+                Kind::Failed,
+                name.as_str(),
+                format!("cannot attach: {}", crate::pod::store::plain(&e)),
+            )
         })
     }
 
     fn resize(&mut self, conn: ConnId, rows: u16, cols: u16) -> Result<(), Failure> {
         let name = self.record.spec.name.as_str();
         let failed = |e: io::Error| {
-            Failure::new(Kind::Failed, name, format!("cannot set the terminal's size: {}", crate::pod::store::plain(&e)))
+            Failure::new(
+                Kind::Failed,
+                name,
+                format!("cannot set the terminal's size: {}", crate::pod::store::plain(&e)),
+            )
         };
         if let Some(master) = self.spawns.terminal_of(conn) {
             return tty::set_size(master, rows, cols).map_err(failed);

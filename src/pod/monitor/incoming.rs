@@ -1,8 +1,8 @@
 //! A pod that arrives: everything but CMD, with its network held, ready for its processes to be built.
 
+use super::Monitor;
 use super::conns::ConnId;
 use super::spawn::Started;
-use super::Monitor;
 use crate::base::{Failure, Kind};
 use crate::kernel::clone;
 use crate::pod::proto::{Message, Reply};
@@ -53,7 +53,11 @@ impl Monitor {
     pub fn adopt(&mut self, cmd: Option<i32>) -> Result<(), Failure> {
         let started = match cmd {
             Some(host_pid) => Some(find(host_pid).ok_or_else(|| {
-                Failure::new(Kind::Failed, self.record.spec.name.as_str(), format!("no process {host_pid} to take over"))
+                Failure::new(
+                    Kind::Failed,
+                    self.record.spec.name.as_str(),
+                    format!("no process {host_pid} to take over"),
+                )
             })?),
             None => None,
         };

@@ -260,7 +260,9 @@ impl Monitor {
         }
         let f = Failure::new(Kind::Failed, self.record.spec.name.as_str(), text);
         let remedy = match kind {
-            StartType::Exec if wait == 0 => "for a daemon that forks into the background use `--type forking`",
+            StartType::Exec if wait == 0 => {
+                "for a daemon that forks into the background use `--type forking`"
+            }
             StartType::Forking if wait == 0 => "for a program that stays in the foreground use `--type exec`",
             _ => "",
         };

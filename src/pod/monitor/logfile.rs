@@ -130,7 +130,8 @@ mod tests {
         log.feed(Stream::Err, b"bad\n");
         assert!(log.has_rest() && log.take_grown() && !log.take_grown());
         log.flush();
-        let texts: Vec<Vec<u8>> = Reader::open(&path).unwrap().more().unwrap().into_iter().map(|e| e.text).collect();
+        let texts: Vec<Vec<u8>> =
+            Reader::open(&path).unwrap().more().unwrap().into_iter().map(|e| e.text).collect();
         assert_eq!(texts, [&b"one"[..], b"bad", b"tw"]);
         assert_eq!(log.last_lines(), ["one", "bad", "tw"]);
         let line = [b'x'; 8000];

@@ -24,13 +24,13 @@ mod spawn;
 mod stdio;
 mod sweep;
 
-pub use birth::{LivePod, group_of};
 pub(super) use birth::own_group;
+pub use birth::{LivePod, group_of};
 pub use conns::ConnId;
 pub use incoming::Prepared;
 pub use logfile::aside;
 pub use run::main;
-pub(super) use run::{Launch, LAUNCH_FD, Mode};
+pub(super) use run::{LAUNCH_FD, Launch, Mode};
 pub use sweep::sweep;
 
 use super::proto::{Event, Message, PortAt};

@@ -95,15 +95,20 @@ pub fn main() -> ExitCode {
 
 fn serve() -> Result<(), Failure> {
     let channel = launch_channel()?;
-    let failed = |what: &'static str| move |e: Errno| Failure::new(Kind::Failed, "monitor", format!("cannot {what}: {}", e.desc()));
+    let failed = |what: &'static str| {
+        move |e: Errno| Failure::new(Kind::Failed, "monitor", format!("cannot {what}: {}", e.desc()))
+    };
     let (launch, fds) = proto::recv::<Launch>(&channel)
         .map_err(|e| Failure::new(Kind::Usage, "__monitor", format!("not launched by podmig: {e}")))?;
     let mut signals = SigSet::empty();
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT].into_iter().for_each(|s| signals.add(s));
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]
+        .into_iter()
+        .for_each(|s| signals.add(s));
     signals.thread_block().map_err(failed("block signals"))?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .map_err(failed("make a signalfd"))?;
-    nix::fcntl::fcntl(&channel, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).map_err(failed("prepare a socket"))?;
+    nix::fcntl::fcntl(&channel, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
+        .map_err(failed("prepare a socket"))?;
     let mut monitor = Monitor::new(&launch)?;
     let starter = monitor.conns.add(channel, true);
     match monitor.prepare() {
@@ -139,7 +144,8 @@ fn launch_channel() -> Result<OwnedFd, Failure> {
 
 /// The socket of a `notify` pod: abstract, in the pod's own network namespace, the same name on every host.
 pub(super) fn notify_socket(netns: BorrowedFd<'_>, id: &PodId) -> Result<OwnedFd, Failure> {
-    let failed = |e: Errno| Failure::new(Kind::Failed, "notify socket", format!("cannot be made: {}", e.desc()));
+    let failed =
+        |e: Errno| Failure::new(Kind::Failed, "notify socket", format!("cannot be made: {}", e.desc()));
     let own = File::open("/proc/self/ns/net")
         .map_err(|e| Failure::new(Kind::Failed, "/proc/self/ns/net", crate::pod::store::plain(&e)))?;
     setns(netns, CloneFlags::CLONE_NEWNET).map_err(failed)?;
@@ -158,9 +164,9 @@ impl Monitor {
     fn new(launch: &Launch) -> Result<Monitor, Failure> {
         let [etc, var, run] = launch.places.clone();
         let store = Store::open(&Places { etc, var, run });
-        let record: Record = store.get(&launch.id)?.ok_or_else(|| {
-            Failure::new(Kind::NoSuchPod, launch.id.as_str(), "no record of it")
-        })?;
+        let record: Record = store
+            .get(&launch.id)?
+            .ok_or_else(|| Failure::new(Kind::NoSuchPod, launch.id.as_str(), "no record of it"))?;
         let group = birth::group_of(&store.places, &record.spec, launch.beside.as_deref());
         let log = LogFile::new(store.places.log(&launch.id));
         Ok(Monitor {
@@ -184,7 +190,11 @@ impl Monitor {
             make_dir(dir)?;
         }
         self.conns.listen(&path).map_err(|e| {
-            Failure::new(Kind::Failed, path.display().to_string(), format!("cannot listen there: {}", crate::pod::store::plain(&e)))
+            Failure::new(
+                Kind::Failed,
+                path.display().to_string(),
+                format!("cannot listen there: {}", crate::pod::store::plain(&e)),
+            )
         })?;
         self.record.monitor = Some(crate::pod::store::ProcId::me());
         self.store.save(&self.record)?;

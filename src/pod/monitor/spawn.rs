@@ -3,6 +3,7 @@
 use super::conns::ConnId;
 use super::run::Token;
 use super::{Monitor, complain};
+use crate::base::spec::StartType;
 use crate::base::{Failure, Kind};
 use crate::kernel::{seqpacket, tty};
 use crate::pod::init::command::{Command, Stdio};
@@ -140,9 +141,13 @@ impl Monitor {
             // In the order they were opened: stdout, stderr, then stdin.
             Stdio::Three([2, 0, 1])
         };
+        let mut env = spec.env.clone();
+        if spec.start_type == StartType::Notify {
+            env.push(format!("NOTIFY_SOCKET={}", crate::pod::notify_name(&spec.id)));
+        }
         let exec = ExecSpec {
             cmd: spec.cmd.clone(),
-            env: spec.env.clone(),
+            env,
             cwd: spec.cwd.clone(),
             user: spec.user.clone(),
             umask: spec.umask,
@@ -160,7 +165,9 @@ impl Monitor {
             return Err(refuse("the pod is not running"));
         }
         if self.record.status != crate::pod::store::Status::Running {
-            return Err(refuse(&format!("the pod is {}", self.record.status)).remedy("`podmig resume` it first"));
+            return Err(
+                refuse(&format!("the pod is {}", self.record.status)).remedy("`podmig resume` it first")
+            );
         }
         let failed = |e: std::io::Error| {
             refuse(&format!("cannot make the command's channels: {}", crate::pod::store::plain(&e)))
@@ -171,7 +178,8 @@ impl Monitor {
             (Some((rows, cols)), _) => {
                 let pty = tty::open(&self.root().join("dev/pts/ptmx")).map_err(failed)?;
                 tty::set_size(&pty.master, rows, cols).map_err(failed)?;
-                nix::unistd::fchown(&pty.slave, Some(spec.user.uid.into()), None).map_err(|e| failed(e.into()))?;
+                nix::unistd::fchown(&pty.slave, Some(spec.user.uid.into()), None)
+                    .map_err(|e| failed(e.into()))?;
                 session.master = Some(pty.master);
                 fds = vec![pty.slave];
                 Stdio::Terminal(0)
@@ -196,7 +204,14 @@ impl Monitor {
         PathBuf::from(format!("/proc/{}/root", self.pod.as_ref().map_or(0, |p| p.init.pid)))
     }
 
-    fn order(&mut self, id: u32, purpose: Purpose, spec: ExecSpec, stdio: Stdio, fds: &[OwnedFd]) -> Result<(), Failure> {
+    fn order(
+        &mut self,
+        id: u32,
+        purpose: Purpose,
+        spec: ExecSpec,
+        stdio: Stdio,
+        fds: &[OwnedFd],
+    ) -> Result<(), Failure> {
         let whole = self.record.spec.clone();
         let Some(pod) = &self.pod else {
             return Err(Failure::new(Kind::Failed, whole.name.as_str(), "the pod is not running"));
@@ -269,7 +284,10 @@ impl Monitor {
         let Some(order) = self.spawns.orders.remove(&id) else { return };
         let outcome = match &order.child {
             Some(Err(errno)) => Outcome::Failed { what: "fork", errno: *errno },
-            _ => order.plan.outcome(&order.file).unwrap_or(Outcome::Failed { what: "read its order", errno: Errno::EIO }),
+            _ => order
+                .plan
+                .outcome(&order.file)
+                .unwrap_or(Outcome::Failed { what: "read its order", errno: Errno::EIO }),
         };
         let exited = order.exited;
         let child = match (outcome, order.child) {
@@ -318,7 +336,8 @@ impl Monitor {
 
     /// pid 1 reaped a process.
     fn exited(&mut self, pid: i32, status: i32, childless: bool) {
-        let order = self.spawns.orders.values_mut().find(|o| matches!(&o.child, Some(Ok((p, _))) if *p == pid));
+        let order =
+            self.spawns.orders.values_mut().find(|o| matches!(&o.child, Some(Ok((p, _))) if *p == pid));
         if let Some(order) = order {
             order.exited = Some((status, childless));
             return;
@@ -336,7 +355,12 @@ fn port_at(session: u32, fd: &OwnedFd) -> Option<PortAt> {
     Some(PortAt { port: Port::Session(session), dev: s.st_dev, ino: s.st_ino })
 }
 
-fn command<'a>(spec: &'a ExecSpec, rlimits: &'a [(u32, u64, u64)], privileged: bool, stdio: Stdio) -> Command<'a> {
+fn command<'a>(
+    spec: &'a ExecSpec,
+    rlimits: &'a [(u32, u64, u64)],
+    privileged: bool,
+    stdio: Stdio,
+) -> Command<'a> {
     Command {
         cmd: &spec.cmd,
         env: &spec.env,

@@ -15,7 +15,9 @@ fn link_path(places: &Places, id: &PodId) -> PathBuf {
 /// Writes down what was made on the host for the pod's network.
 pub(super) fn keep_link(places: &Places, link: &net::Link) -> Result<(), Failure> {
     let path = link_path(places, &link.id);
-    let failed = |reason: String| Failure::new(Kind::Failed, path.display().to_string(), format!("cannot write: {reason}"));
+    let failed = |reason: String| {
+        Failure::new(Kind::Failed, path.display().to_string(), format!("cannot write: {reason}"))
+    };
     let text = serde_json::to_vec(link).map_err(|e| failed(e.to_string()))?;
     write_atomic(&path, &text).map_err(|e| failed(plain(&e)))
 }
@@ -32,7 +34,9 @@ pub(super) fn forget_link(places: &Places, id: &PodId) {
 /// What could not be removed; everything else is.
 pub fn sweep(store: &Store, record: &Record) -> Result<(), Failure> {
     let id = &record.spec.id;
-    if record.owner_alive() && record.monitor.as_ref().is_some_and(|m| m.pid != std::process::id().cast_signed()) {
+    if record.owner_alive()
+        && record.monitor.as_ref().is_some_and(|m| m.pid != std::process::id().cast_signed())
+    {
         return Err(Failure::new(Kind::Refused, record.spec.name.as_str(), "its monitor runs"));
     }
     let mut first = sweep_group(store, record);
