@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What was made on the host for a pod. It can be stored and read back, and then still undone.
 ///
@@ -205,6 +206,9 @@ fn delete(name: &str) -> Result<bool, Error> {
     open_route()?.del_link(name).map_err(Error::link(name))
 }
 
+/// How long a new veth may take to be ready, at most; microseconds as a rule.
+const SETTLE: Duration = Duration::from_millis(100);
+
 pub(super) fn open_route() -> Result<Route, Error> {
     Route::open().map_err(Error::link("this host"))
 }
@@ -215,6 +219,15 @@ pub(super) fn inside<T: Send>(
     f: impl FnOnce() -> Result<T, Error> + Send,
 ) -> Result<T, Error> {
     netlink::in_netns(netns, f).map_err(Error::link("the pod's namespace"))?
+}
+
+/// After both ends of a veth are up: the end that came first may lag, and what it sends first would be lost.
+pub(super) fn settle(route: &mut Route, host_if: &str) -> Result<(), Error> {
+    let host = super::lan::look_up(route, host_if)?;
+    if !route.settle(host.index, SETTLE).map_err(Error::link(host_if))? {
+        tracing::warn!(host_if, "the link is not ready; its first packets may be lost");
+    }
+    Ok(())
 }
 
 fn loopback_up(route: &mut Route) -> Result<(), Error> {

@@ -1,6 +1,8 @@
 //! The hold, capture and replay.
 
 use super::*;
+use crate::kernel::packet::{Options, Packet};
+use std::time::SystemTime;
 
 /// What a client sees whose request came into a hold of about 10 ms.
 struct Stall {
@@ -70,6 +72,28 @@ fn the_same_through_nat() {
     assert!(seen.stall < seen.held + Duration::from_millis(60), "{:?}", seen.stall);
 }
 
+/// The kernel begins to stamp frames a while after the first socket asks for it; until then they get the time at which
+/// they are read. Waits for that.
+fn stamping(lab: &Lab, pod: &Pod) -> Packet {
+    let packet = at(pod, || {
+        let options = Options { stamps: true, incoming_only: true, ..Options::default() };
+        let packet = Packet::open(POD_IFINDEX, options).unwrap();
+        packet.listen(libc::ETH_P_IP as u16).unwrap();
+        packet
+    });
+    let socket = at(&lab.client, || UdpSocket::bind("0.0.0.0:0").unwrap());
+    until("stamps", || {
+        socket.send_to(b"stamp", addr(POD, 9)).unwrap();
+        let sent = SystemTime::now();
+        until("the clock", || (sent.elapsed().ok()? > Duration::from_millis(2)).then_some(()));
+        let mut buffer = [0; 2048];
+        let reading = SystemTime::now();
+        let stamped = until("the frame", || packet.recv(&mut buffer).unwrap()).at.unwrap();
+        (stamped < reading).then_some(())
+    });
+    packet
+}
+
 #[test]
 fn what_passed_before_the_hold_is_not_captured() {
     let lab = Lab::new();
@@ -77,6 +101,7 @@ fn what_passed_before_the_hold_is_not_captured() {
     serve_udp(&pod, "pod", 53);
     let mut hold = Hold::open(pod.as_fd(), &pod.link.spec.mode).unwrap();
     let mut capture = Capture::open(pod.as_fd(), &pod.link.spec.mode).unwrap();
+    let _clock = stamping(&lab, &pod);
     capture.start().unwrap();
     ask_udp(&lab.client, addr(POD, 53), "early").unwrap();
     let after = Instant::now() + Duration::from_millis(2);

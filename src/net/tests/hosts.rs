@@ -21,6 +21,11 @@ fn port(switch: &OwnedFd, machine: &OwnedFd, name: &str) {
         route.set_master(near, bridge).unwrap();
     });
     at(machine, || Route::open().unwrap().set_up(9).unwrap());
+    at(switch, || {
+        let mut route = Route::open().unwrap();
+        let near = route.iface(name).unwrap().unwrap().index;
+        assert!(route.settle(near, LIMIT).unwrap());
+    });
 }
 
 fn host(switch: &OwnedFd, name: &str, uplink: Uplink) -> (OwnedFd, NetSpec) {
