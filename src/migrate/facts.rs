@@ -1,5 +1,6 @@
 //! The facts of this host, as its hello tells them.
 
+use crate::kernel::cgroup::Freezer;
 use crate::wire::hello::{Hello, VERSION};
 use std::collections::BTreeSet;
 use std::fs;
@@ -54,6 +55,17 @@ pub fn memory_available() -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:")).unwrap_or_default();
     line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).map_or(0, |kb| kb * 1024)
+}
+
+/// Memory with content of all processes of a cgroup, in bytes, shared pages counted once a process (an upper bound).
+pub fn resident(cgroup: &Freezer) -> u64 {
+    let rss = |pid: i32| {
+        let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+        let mut words = statm.split_whitespace().skip(1).map(|w| w.parse::<u64>().unwrap_or(0));
+        let (resident, file) = (words.next().unwrap_or(0), words.next().unwrap_or(0));
+        resident.saturating_sub(file) * 4096
+    };
+    cgroup.procs().unwrap_or_default().into_iter().map(rss).sum()
 }
 
 #[cfg(test)]

@@ -10,22 +10,26 @@
 //! 6. `Prepared` → commit on disk → `Commit`. The point of no return.
 
 use super::report::Outcome;
+use super::resolve;
 use super::sink::Sink;
 use super::source::{Mover, out_of_turn};
+use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
 use crate::image::record::{NetFrame, Record};
-use crate::kernel::cgroup::Freezer;
-use crate::memory::{self, Feed, Reader};
-use crate::net::Capture;
+use crate::kernel::errno_text;
+use crate::memory::feed::{DEFAULT_CHUNKS, Feed};
+use crate::memory::{self, Reader};
+use crate::net::{Capture, Engaged};
 use crate::pod::moving;
 use crate::state::Tree;
+use crate::state::mm::MmId;
 use crate::state::source::Source;
-use crate::wire::channel::{Channel, Incoming};
 use crate::wire::message::Message;
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// Threads that read pages ahead of the stream.
 const READERS: usize = 1;
@@ -49,28 +53,37 @@ impl Mover<'_> {
         }
         self.watch.lap("hold");
         self.frozen = Some(Instant::now());
-        let mut stopped = freeze::stop_all(&self.tasks())?;
+        let mut stopped = freeze::stop_all(&self.tasks(source))?;
         self.watch.lap("stop");
-        let at_freeze = source.tree(&mut stopped)?;
+        let (tree, pids) = source.tree(&mut stopped)?;
         self.watch.lap("tree");
-        if at_freeze.tree != *sent {
-            self.sink.record(&Record::Tree(Box::new(at_freeze.tree.clone())))?;
-        }
-        let feed = self.start_reading(source, &at_freeze)?;
-        self.watch.lap("scan");
-        let mut state = source.collect(&at_freeze, &mut stopped)?;
-        self.watch.lap("collect");
+        // No batch runs after this: from here our death changes nothing.
         stopped.freeze_cgroup()?;
-        stopped.leave_frozen()?;
         self.ask(moving::Request::Frozen)?;
         self.watch.lap("freeze");
-        self.collect_files(source, &mut state)?;
-        self.watch.lap("files");
+        if tree != *sent {
+            self.sink.record(&Record::Tree(Box::new(tree.clone())))?;
+        }
+        let feed = start_reading(source, &tree, &pids)?;
+        self.watch.lap("scan");
+        let client = &mut self.client;
+        let snapshot = source.collect(&stopped, &mut |sockets| {
+            client.moving(moving::Request::Repairing(sockets.to_vec())).map(|_| ())
+        })?;
+        stopped.leave_frozen()?;
+        self.report.connections.kept = snapshot.kept as u64;
+        self.report.connections.lost = snapshot.lost as u64;
+        self.report.warnings.extend(snapshot.warnings);
+        self.watch.lap("collect");
         self.send_pages(&feed)?;
         self.watch.lap("pages");
-        self.sink.record(&Record::State(Box::new(state)))?;
+        self.sink.record(&Record::State(Box::new(snapshot.state)))?;
         self.watch.lap("state");
         Ok(capture)
+    }
+
+    fn tasks(&self, source: &Source) -> PodTasks {
+        PodTasks { cgroup: source.view().cgroup.clone(), init: source.view().init }
     }
 
     fn send_pages(&mut self, feed: &Feed) -> Result<(), Failure> {
@@ -175,16 +188,16 @@ impl Mover<'_> {
     /// Contact was lost after the commit: the monitor asks the target; we wait a while for what it learns.
     fn settle_by_monitor(&mut self, lost: &Failure) -> Result<(), Failure> {
         let to = self.order.to.name();
-        match self.client.resolved(DOUBT) {
-            Ok(Some(Decision::Committed)) => {
+        match self.ask_through_monitor() {
+            Some(Decision::Committed) => {
                 self.report.outcome = Outcome::Moved;
                 self.report.warnings.push(format!("contact was lost after the commit ({})", lost.message));
                 Ok(())
             }
-            Ok(Some(Decision::Aborted)) => {
+            Some(Decision::Aborted) => {
                 Err(Failure::new(Kind::BeforeCommit, self.name(), format!("{to} did not take it: {}", lost.message)))
             }
-            _ => Err(Failure::new(
+            None => Err(Failure::new(
                 Kind::InDoubt,
                 self.name(),
                 format!("{to} has not said whether it has the pod: {}", lost.message),
@@ -196,15 +209,26 @@ impl Mover<'_> {
         }
     }
 
+    /// Lets go of the pod (its monitor then asks the target itself) and waits for what it learns.
+    fn ask_through_monitor(&mut self) -> Option<Decision> {
+        self.client.close();
+        resolve::wait(self.store, &self.pod.spec.id, DOUBT)
+    }
+
+    /// The pod's network namespace.
+    fn netns(&self) -> Result<std::fs::File, Failure> {
+        let path = format!("/proc/{}/ns/net", self.info.init_pid.unwrap_or(0));
+        std::fs::File::open(&path)
+            .map_err(|e| Failure::new(Kind::Failed, path, format!("cannot open it: {}", errno_text(&e))))
+    }
+
     fn close_image(&mut self, capture: &mut Capture) -> Result<(), Failure> {
         let frames = frames(capture)?;
         self.sink.record(&Record::Frames(frames))?;
         let (page_frames, page_bytes) = self.pages;
         self.sink.record(&Record::End { page_frames, page_bytes })?;
-        let name = self.order.to.name();
         self.report.bytes_sent = self.sink.sent();
-        let done = self.sink.finish();
-        done.map_err(|e| e.failure(&name))?;
+        self.sink.finish_image()?;
         self.watch.lap("sync");
         let end = if self.order.leave_running { moving::Request::Abort } else { moving::Request::Written };
         self.ask(end)?;
@@ -215,12 +239,20 @@ impl Mover<'_> {
     }
 }
 
+/// Starts the threads that read the pages of a stopped pod ahead of the stream.
+fn start_reading(source: &Source, tree: &Tree, pids: &HashMap<MmId, i32>) -> Result<Feed, Failure> {
+    let handles = source.handles()?;
+    let work = memory::all_content(&tree.mms, pids, &handles)?;
+    let reader = Arc::new(Reader::new(pids, &handles, work)?);
+    Feed::start(reader, READERS, DEFAULT_CHUNKS).map_err(no_thread)
+}
+
 /// What was captured since the last look, in the image's words.
 fn frames(capture: &mut Capture) -> Result<Vec<NetFrame>, Failure> {
     let frames = capture.drain()?;
-    Ok(frames.into_iter().map(|f| NetFrame { vnet_hdr: f.vnet_hdr, bytes: f.bytes }).collect())
+    Ok(frames.into_iter().map(|f| NetFrame { vnet_hdr: f.vnet_hdr.to_vec(), bytes: f.bytes }).collect())
 }
 
 fn no_thread(error: std::io::Error) -> Failure {
-    Failure::new(Kind::Failed, "podmig", format!("cannot start a thread: {}", crate::kernel::errno_text(&error)))
+    Failure::new(Kind::Failed, "podmig", format!("cannot start a thread: {}", errno_text(&error)))
 }

@@ -14,5 +14,13 @@
 //!
 //! `sink` is where a stream goes (a host or a file), `report` what the user is told.
 
+pub mod facts;
+pub mod freeze_copy;
+pub mod order;
 pub mod report;
+pub mod resolve;
+
 pub mod sink;
+pub mod source;
+pub mod target;
+pub mod worker;

@@ -14,6 +14,7 @@ use super::sink::Sink;
 use crate::base::{Blocker, Failure, Kind, MoveId};
 use crate::image::file::ImageWriter;
 use crate::image::record::{Manifest, Record};
+use crate::kernel::cgroup::{Cgroup, Freezer, Hierarchies};
 use crate::pod::client::Client;
 use crate::pod::moving::{self, Stage};
 use crate::pod::proto::Info;
@@ -38,6 +39,7 @@ pub(super) struct Mover<'a> {
     pub(super) pod: store::Record,
     pub(super) client: Client,
     pub(super) info: Info,
+    pub(super) cgroup: Freezer,
     pub(super) sink: Sink,
     pub(super) move_id: MoveId,
     pub(super) report: &'a mut Report,
@@ -63,18 +65,20 @@ pub fn run(
 ) -> Result<(), Failure> {
     let watch = Stopwatch::start("source");
     let mut sink = open(me, order)?;
-    let ours = facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
+    let ours =
+        facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
     let blockers = match &mut sink {
         Sink::Peer(channel) => greet(channel, &ours)?,
         Sink::File { .. } => Vec::new(),
     };
     let mut client = Client::connect(store, &pod)?;
     let info = client.info()?;
+    let cgroup = freezer_of(&info)?;
     let move_id = MoveId::from_bits(random());
     client.moving(moving::Request::Begin { move_id: move_id.clone(), to: order.to.name() })?;
     let (frozen, held, pages) = (None, None, (0, 0));
     let mut mover =
-        Mover { order, store, pod, client, info, sink, move_id, report, watch, frozen, held, pages };
+        Mover { order, store, pod, client, info, cgroup, sink, move_id, report, watch, frozen, held, pages };
     mover.watch.lap("connect");
     let done = mover.stages(blockers);
     mover.close_report();
@@ -87,8 +91,16 @@ pub fn run(
 /// 64 random bits.
 pub(super) fn random() -> u64 {
     let mut bytes = [0; 8];
-    let _ = std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes));
+    let _ =
+        std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes));
     u64::from_ne_bytes(bytes)
+}
+
+/// The freezer of the pod's control group.
+pub(super) fn freezer_of(info: &Info) -> Result<Freezer, Failure> {
+    let failed = |e: crate::kernel::cgroup::Error| Failure::new(Kind::Failed, "control group", e.to_string());
+    let hierarchies = Hierarchies::detect().map_err(failed)?;
+    Ok(Cgroup::open(&hierarchies, std::path::Path::new(&info.cgroup)).map_err(failed)?.freezer())
 }
 
 fn open(me: &Identity, order: &Order) -> Result<Sink, Failure> {
@@ -159,7 +171,7 @@ impl Mover<'_> {
     fn view(&self) -> PodView {
         PodView {
             init: self.info.init_pid.unwrap_or(0),
-            cgroup: self.freezer(),
+            cgroup: self.cgroup.clone(),
             ports: self.info.ports.iter().map(|p| (p.port, p.dev, p.ino)).collect(),
             walled: !self.pod.spec.privileged,
             tracked: false,
@@ -206,9 +218,9 @@ impl Mover<'_> {
                 clock(ClockId::CLOCK_BOOTTIME, self.info.boottime_offset_ns),
             ),
             realtime_ns: facts::realtime_ns(),
-            memory: facts::cgroup_rss(&self.freezer()),
+            memory: facts::resident(&self.cgroup),
             leave_running: self.order.leave_running,
-            log_tail: tail(&self.store.places().log(&self.pod.spec.id), LOG_TAIL),
+            log_tail: tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL),
         })
     }
 
@@ -236,7 +248,8 @@ impl Mover<'_> {
         };
         let mut failure = Failure { kind, ..failure };
         if let Err(trouble) = back {
-            failure.remedy = format!("{} (the pod's monitor did not confirm: {})", failure.remedy, trouble.message);
+            failure.remedy =
+                format!("{} (the pod's monitor did not confirm: {})", failure.remedy, trouble.message);
         }
         failure
     }

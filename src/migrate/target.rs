@@ -12,7 +12,6 @@ use crate::base::spec::Publish;
 use crate::base::{Blocker, Failure, Kind, MoveId};
 use crate::image::check;
 use crate::image::record::{Manifest, NetFrame};
-use crate::kernel::cgroup::{Cgroup, Hierarchies};
 use crate::memory::{Chunk, Filler, Run};
 use crate::net::{self, Frame, Replayer};
 use crate::pod::client::Client;
@@ -26,7 +25,6 @@ use crate::state::target::{Builder, Finished, Skeleton, TargetCtx};
 use crate::state::{PodState, Tree};
 use nix::time::{ClockId, clock_gettime};
 use std::os::fd::AsFd;
-use std::path::Path;
 
 /// Added to the pod's clocks so that they never seem to have stood still for less than nothing, nanoseconds: the
 /// clocks of two hosts may drift apart by 500 ppm while a move is under way, and the message took its time.
@@ -129,7 +127,8 @@ impl<'s> Target<'s> {
         let watch = Stopwatch::start("target");
         Self::could_take(&request)?;
         let record = store.reserve_incoming(&request.spec(), request.manifest.generation + 1)?;
-        let (there, here) = (request.manifest.clocks, (now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_BOOTTIME)));
+        let (there, here) =
+            (request.manifest.clocks, (now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_BOOTTIME)));
         let clocks = Clocks {
             monotonic_ns: there.0 - here.0 + CLOCK_MARGIN_NS,
             boottime_ns: there.1 - here.1 + CLOCK_MARGIN_NS,
@@ -141,11 +140,12 @@ impl<'s> Target<'s> {
         })?;
         let lost = |what: &str| Failure::new(Kind::Failed, record.spec.name.as_str(), what.to_owned());
         let hierarchies = Hierarchies::detect().map_err(|e| lost(&e.to_string()))?;
-        let cgroup = Cgroup::open(&hierarchies, Path::new(&prepared.info.cgroup)).map_err(|e| lost(&e.to_string()))?;
+        let cgroup =
+            Cgroup::open(&hierarchies, Path::new(&prepared.info.cgroup)).map_err(|e| lost(&e.to_string()))?;
         let ctx = TargetCtx {
             init: prepared.info.init_pid.ok_or_else(|| lost("the monitor made no pid 1"))?,
             syscall_at: init::syscall_address(),
-            cgroup: cgroup.freezer(),
+            cgroup: super::source::freezer_of(&prepared.info)?,
             ports: prepared.ports.into_iter().collect(),
         };
         let mut target = Self {
@@ -169,7 +169,9 @@ impl<'s> Target<'s> {
     }
 
     fn builder(&mut self) -> Result<&mut Builder, Failure> {
-        self.builder.as_mut().ok_or_else(|| Failure::new(Kind::Failed, "the stream", "something follows the end"))
+        self.builder
+            .as_mut()
+            .ok_or_else(|| Failure::new(Kind::Failed, "the stream", "something follows the end"))
     }
 
     /// Builds the skeleton, or changes it; `true` for the first.
@@ -218,7 +220,10 @@ impl<'s> Target<'s> {
     /// State that does not fit the tree or cannot be set here.
     pub fn state(&mut self, state: PodState) -> Result<(), Failure> {
         self.watch.lap("pages");
-        let tree = self.tree.take().ok_or_else(|| Failure::new(Kind::Failed, "the stream", "state before the tree"))?;
+        let tree = self
+            .tree
+            .take()
+            .ok_or_else(|| Failure::new(Kind::Failed, "the stream", "state before the tree"))?;
         check::state(&tree, &state).map_err(|e| e.failure("the stream"))?;
         self.finished = self.builder()?.finish(&tree, &state)?;
         self.tree = Some(tree);
@@ -290,7 +295,8 @@ impl Owned {
     pub fn late_frames(&mut self, frames: Vec<NetFrame>, store: &Store) {
         let frames: Vec<Frame> = frames.into_iter().filter_map(frame).collect();
         if self.replayer.is_none() {
-            self.replayer = crate::pod::link_of(store, &self.record.spec.id).and_then(|l| Replayer::open(&l).ok());
+            self.replayer =
+                crate::pod::link_of(store, &self.record.spec.id).and_then(|l| Replayer::open(&l).ok());
         }
         if let Some(replayer) = &self.replayer {
             replayer.send(&frames);

@@ -19,16 +19,29 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves one caller until it closes. What it asked for and could not have was told to it.
 pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
-    let ours = facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
+    let ours =
+        facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
     greet(&mut channel, &ours)?;
     let served = match channel.expect(PATIENCE)? {
         Message::Reserve { move_id, manifest, publish, takeover, deadline_ms, dry_run } => {
-            let request =
-                Request { move_id: Some(move_id), manifest: *manifest, publish, takeover, deadline_ms, changes: None };
-            if dry_run { rehearse(store, &mut channel, &request) } else { receive(store, &mut channel, request) }
+            let request = Request {
+                move_id: Some(move_id),
+                manifest: *manifest,
+                publish,
+                takeover,
+                deadline_ms,
+                changes: None,
+            };
+            if dry_run {
+                rehearse(store, &mut channel, &request)
+            } else {
+                receive(store, &mut channel, request)
+            }
         }
         Message::Query { move_id, pod } => answer(store, &mut channel, &move_id, &pod),
-        other => Err(crate::wire::Error::Protocol { host: channel.peer.clone(), got: other.name().into() }.into()),
+        other => {
+            Err(crate::wire::Error::Protocol { host: channel.peer.clone(), got: other.name().into() }.into())
+        }
     };
     if let Err(failure) = &served {
         // The reason travels before the connection closes.
@@ -38,8 +51,8 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
 }
 
 /// `--dry-run`: would we take it?
-fn rehearse(store: &Store, channel: &mut Channel, request: &Request) -> Result<(), Failure> {
-    Target::could_take(store, request)?;
+fn rehearse(channel: &mut Channel, request: &Request) -> Result<(), Failure> {
+    Target::could_take(request)?;
     channel.message(&Message::Reserved)?;
     Ok(())
 }
@@ -50,7 +63,11 @@ fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(),
     channel.message(&Message::Reserved)?;
     loop {
         let Some(incoming) = channel.next()? else {
-            return Err(Failure::new(Kind::Unreachable, channel.peer.clone(), "the source went away before the commit"));
+            return Err(Failure::new(
+                Kind::Unreachable,
+                channel.peer.clone(),
+                "the source went away before the commit",
+            ));
         };
         match incoming {
             Incoming::Pages(body) => target.pages(body)?,
@@ -64,7 +81,7 @@ fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(),
                     let stages = target.prepare()?;
                     channel.message(&Message::Prepared { stages })?;
                 }
-                Message::Commit => return activate(channel, target),
+                Message::Commit => return activate(store, channel, target),
                 Message::Abort => {
                     drop(target);
                     let _ = channel.message(&Message::Aborted);
@@ -80,7 +97,7 @@ fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(),
 }
 
 /// Applies a record; `true` when it was the first tree, which is to be confirmed.
-pub(super) fn take_record(target: &mut Target, record: Record) -> Result<bool, Failure> {
+pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<bool, Failure> {
     let damaged = |e: crate::image::Error| e.failure("the stream");
     match record {
         Record::Tree(tree) => {
@@ -98,7 +115,7 @@ pub(super) fn take_record(target: &mut Target, record: Record) -> Result<bool, F
 }
 
 /// The source committed. From here on the pod is this host's whatever becomes of the caller or of us.
-fn activate(channel: &mut Channel, target: Target) -> Result<(), Failure> {
+fn activate(store: &Store, channel: &mut Channel, target: Target<'_>) -> Result<(), Failure> {
     let mut owned = match target.own() {
         Ok(owned) => owned,
         Err(failure) => {
@@ -107,14 +124,14 @@ fn activate(channel: &mut Channel, target: Target) -> Result<(), Failure> {
         }
     };
     let stages = std::mem::take(&mut owned.stages);
-    let publish = owned.publish();
-    channel.message(&Message::Activated { stages, dns: owned.dns.clone(), publish })?;
+    let publish = owned.record.spec.net.publish.clone();
+    channel.message(&Message::Activated { stages, dns: "none".into(), publish })?;
     // Frames that still arrived at the source.
     while let Ok(Some(incoming)) = channel.next() {
         if let Incoming::Record(record) = incoming
             && let Record::Frames(frames) = *record
         {
-            owned.late_frames(&frames);
+            owned.late_frames(frames, store);
         }
     }
     Ok(())
@@ -124,12 +141,18 @@ fn activate(channel: &mut Channel, target: Target) -> Result<(), Failure> {
 /// contact, or will never commit.
 fn answer(store: &Store, channel: &mut Channel, move_id: &MoveId, pod: &PodId) -> Result<(), Failure> {
     let failed = |e: std::io::Error| {
-        Failure::new(Kind::Failed, move_id.as_str(), format!("the record cannot be read: {}", crate::kernel::errno_text(&e)))
+        Failure::new(
+            Kind::Failed,
+            move_id.as_str(),
+            format!("the record cannot be read: {}", crate::kernel::errno_text(&e)),
+        )
     };
-    let decisions = Decisions::new(store.places());
+    let decisions = Decisions::new(&store.places.var);
     let decision = match decisions.read(move_id).map_err(failed)? {
         Some(decision) => decision,
-        None => ask_monitor(store, move_id, pod).map_or_else(|| decisions.record(move_id, Decision::Aborted), Ok).map_err(failed)?,
+        None => ask_monitor(store, move_id, pod)
+            .map_or_else(|| decisions.record(move_id, Decision::Aborted), Ok)
+            .map_err(failed)?,
     };
     channel.message(&Message::Decided(decision))?;
     Ok(())

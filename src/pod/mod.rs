@@ -25,6 +25,11 @@ pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
     }
 }
 
+/// What was made on this host for a pod's network, as written down.
+pub fn link_of(store: &store::Store, id: &PodId) -> Option<crate::net::Link> {
+    monitor::kept_link(&store.places, id)
+}
+
 /// `NOTIFY_SOCKET` of a pod of type `notify`: an abstract socket, the same on every host the pod comes to.
 pub fn notify_name(id: &PodId) -> String {
     format!("@podmig/{id}/notify")

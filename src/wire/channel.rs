@@ -327,7 +327,8 @@ mod tests {
 
     fn pair(trusted: bool) -> (Result<Channel, Error>, Result<(Channel, Fingerprint), Error>) {
         let (da, db) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (a, b) = (Identity::load(da.path()).unwrap(), Identity::load(db.path()).unwrap());
+        let (a, b) =
+            (Identity::load(&da.path().join("k")).unwrap(), Identity::load(&db.path().join("k")).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let list = if trusted { vec![a.fingerprint] } else { vec![b.fingerprint] };

@@ -33,7 +33,7 @@ pub use incoming::Prepared;
 pub use logfile::aside;
 pub use run::main;
 pub(super) use run::{LAUNCH_FD, Launch, Mode};
-pub use sweep::sweep;
+pub use sweep::{kept_link, sweep};
 
 use super::proto::{Event, Message, PortAt};
 use super::store::{Record, Status, Store};

@@ -209,10 +209,16 @@ fn depart(monitor: &mut Monitor, status: Status, to: Option<String>) {
 /// Starts `podmig __resolve ID`: it asks the target and settles with this monitor by itself.
 fn ask(monitor: &mut Monitor) {
     let id = monitor.record.spec.id.clone();
+    let places = monitor.store.places.clone();
     let Some(guard) = &mut monitor.moving.guard else { return };
     guard.ask_at = None;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("__resolve").arg(id.as_str()).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .arg("__resolve")
+        .args([&places.etc, &places.var, &places.run])
+        .arg(id.as_str())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     match command.spawn() {
         Ok(child) => guard.asking = Some(child),
         Err(e) => {
