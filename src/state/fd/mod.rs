@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod error;
+pub mod restore;
 
 pub use error::Error;
 
