@@ -3,10 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().collect();
-    if let Some(code) = podmig::pod::hidden(&args) {
+    let typed: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if let Some(code) = podmig::pod::hidden(&typed) {
         return code;
     }
-    // Exit codes are 0 to 255 by contract.
-    ExitCode::from(u8::try_from(podmig::cli::main()).unwrap_or(1))
+    ExitCode::from(podmig::cli::main(&typed))
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod errno;
+pub mod features;
 pub use errno::errno_text;
 pub mod anon;
 pub mod cgroup;
