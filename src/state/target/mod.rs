@@ -189,3 +189,6 @@ impl Drop for Builder {
         self.undo();
     }
 }
+
+#[cfg(test)]
+mod tests;
