@@ -17,6 +17,7 @@ pub mod pipe;
 pub mod script;
 pub mod signal;
 pub mod target;
+pub mod source;
 pub mod task;
 pub mod timer;
 pub mod unix;

@@ -1,6 +1,7 @@
 //! Signals: handlers, masks, queues, alternate stacks.
 
 pub mod restore;
+pub mod collect;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,7 @@
 //! Interval timers and POSIX timers. (timerfd is a descriptor: see `event`.)
 
 pub mod restore;
+pub mod collect;
 
 use serde::{Deserialize, Serialize};
 
