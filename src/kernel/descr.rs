@@ -198,6 +198,13 @@ pub fn want_descriptors(n: u64) -> Result<(), Errno> {
     setrlimit(Resource::RLIMIT_NOFILE, n.max(soft).min(hard.max(n)), hard.max(n))
 }
 
+/// `inotify_init1(2)`, to have something to refuse.
+#[cfg(test)]
+pub fn inotify() -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers; the result is a new descriptor.
+    Errno::result(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) }).map(own)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,7 +232,7 @@ mod tests {
         let a = std::fs::File::create(&path).unwrap();
         let b = std::fs::File::create(&path).unwrap();
         lock_ofd(&a, true, 5, 10).unwrap();
-        assert_eq!(lock_ofd(&b, false, 14, 1), Err(Errno::EAGAIN));
+        assert_eq!(lock_ofd(&b, true, 14, 1), Err(Errno::EAGAIN));
         lock_ofd(&b, true, 15, 0).unwrap();
         flock(&a, false).unwrap();
         assert_eq!(flock(&b, true), Err(Errno::EWOULDBLOCK));

@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod error;
+pub mod restore;
 
 pub use error::Error;
 
@@ -80,3 +81,6 @@ pub enum FileKind {
     /// A channel to the monitor.
     Port(Port),
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! TCP and UDP sockets over IPv4 and IPv6.
 
 pub mod collect;
+pub mod restore;
 pub(crate) mod options;
 
 use serde::{Deserialize, Serialize};
