@@ -1,6 +1,9 @@
 //! Thin typed wrappers over the kernel: one file per call family. The one room (with `remote/stub.rs`) where `unsafe` lives.
 #![allow(unsafe_code)]
 
+pub mod errno;
+pub mod features;
+pub use errno::errno_text;
 pub mod anon;
 pub mod cgroup;
 pub mod clone;
