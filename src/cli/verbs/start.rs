@@ -58,7 +58,7 @@ fn begin(
     start: impl FnOnce(StartIo) -> Result<Started, Failure>,
 ) -> Result<i32, Failure> {
     if fg {
-        return Err(out::not_yet("start --fg"));
+        return crate::pod::exec::foreground(tty, start);
     }
     let size = if tty { tty::size(std::io::stdin()).ok() } else { None };
     let started = start(StartIo { size, ..StartIo::default() })?;

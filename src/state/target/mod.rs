@@ -195,3 +195,6 @@ impl Drop for Builder {
         self.undo();
     }
 }
+
+#[cfg(test)]
+mod tests;
