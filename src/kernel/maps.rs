@@ -212,6 +212,27 @@ pub fn parse_smaps(text: &[u8]) -> Option<Vec<Record<'_>>> {
     Some(out)
 }
 
+/// The part of the beginning of an `smaps` file that holds whole records only.
+pub fn whole_records(text: &[u8]) -> &[u8] {
+    // A record's last line is its flags.
+    let mut end = text.len();
+    while let Some(newline) = text[..end].iter().rposition(|&b| b == b'\n') {
+        let start = text[..newline].iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+        if text[start..newline].starts_with(b"VmFlags:") {
+            return &text[..newline + 1];
+        }
+        end = newline;
+    }
+    &[]
+}
+
+/// Whether the beginning of an `smaps` file has the whole record of the mapping that ends at `end`, or one beyond.
+pub fn smaps_reach(text: &[u8], end: u64) -> bool {
+    let lines = whole_records(text).rsplit(|&b| b == b'\n').filter(|l| !l.is_empty());
+    let mut headers = lines.filter(|l| !l[0].is_ascii_uppercase());
+    headers.next().and_then(Line::parse).is_some_and(|l| l.range.end >= end)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,9 +274,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_piece_of_smaps_ends_with_a_whole_record() {
+        let one = b"1000-2000 rw-p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: rd wr nr \n";
+        let two = b"3000-4000 rw-p 00000000 00:00 0 [heap]\nSize: 4 kB\nVmFlags: rd \n";
+        let all = [&one[..], two].concat();
+        for cut in 0..all.len() {
+            let whole = if cut < one.len() { 0 } else { one.len() };
+            assert_eq!(whole_records(&all[..cut]).len(), whole, "cut at {cut}");
+            assert_eq!(smaps_reach(&all[..cut], 0x2000), cut >= one.len());
+            assert!(!smaps_reach(&all[..cut], 0x4000));
+        }
+        assert!(smaps_reach(&all, 0x4000));
+        let records = parse_smaps(&all).unwrap();
+        assert_eq!(records[0].flags, VmFlags::NORESERVE);
+        assert_eq!((records[1].flags, records[1].line.name), (VmFlags::empty(), &b"[heap]"[..]));
+    }
+
     proptest::proptest! {
         #[test]
         fn no_bytes_make_it_panic(text: Vec<u8>) {
+            let _ = smaps_reach(&text, 1);
             let _ = parse(&text);
             let _ = parse_smaps(&text);
         }

@@ -4,6 +4,7 @@
 //! namespaces). Here is what it lacks or gets wrong (names that are not UTF-8, `timers`), and what is read
 //! while a pod stands still: one `openat`, one `read`, one pass over the bytes.
 
+use nix::NixPath;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
@@ -50,7 +51,7 @@ impl Proc {
     }
 
     /// Reads a whole file into `buf` (its old content is dropped, its space used again).
-    pub fn read_into(&self, name: &str, buf: &mut Vec<u8>) -> Result<(), Errno> {
+    pub fn read_into<P: NixPath + ?Sized>(&self, name: &P, buf: &mut Vec<u8>) -> Result<(), Errno> {
         let fd = openat(&self.dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         let mut len = 0;
         buf.resize(buf.capacity().max(4096), 0);
@@ -72,21 +73,55 @@ impl Proc {
         Ok(())
     }
 
+    /// Reads a file piece by piece (the kernel gives at most a few records at a time) until `enough` says so.
+    pub fn read_until<P: NixPath + ?Sized>(
+        &self,
+        name: &P,
+        buf: &mut Vec<u8>,
+        enough: impl Fn(&[u8]) -> bool,
+    ) -> Result<(), Errno> {
+        let fd = openat(&self.dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        buf.clear();
+        loop {
+            let len = buf.len();
+            buf.resize(len + 4096, 0);
+            let result = read(&fd, &mut buf[len..]);
+            buf.truncate(len + result.unwrap_or(0));
+            match result {
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(e),
+                Ok(0) => return Ok(()),
+                Ok(_) if enough(buf) => return Ok(()),
+                Ok(_) => {}
+            }
+        }
+    }
+
     /// Reads a whole file.
-    pub fn read(&self, name: &str) -> Result<Vec<u8>, Errno> {
+    pub fn read<P: NixPath + ?Sized>(&self, name: &P) -> Result<Vec<u8>, Errno> {
         let mut buf = Vec::new();
         self.read_into(name, &mut buf)?;
         Ok(buf)
     }
 
     /// What a symbolic link (`exe`, `cwd`, `ns/pid`, `fd/3`, `map_files/…`) shows.
-    pub fn link(&self, name: &str) -> Result<Vec<u8>, Errno> {
+    pub fn link<P: NixPath + ?Sized>(&self, name: &P) -> Result<Vec<u8>, Errno> {
         readlinkat(&self.dir, name).map(OsStringExt::into_vec)
     }
 
     /// `stat(2)` of what a link leads to.
-    pub fn stat(&self, name: &str) -> Result<FileStat, Errno> {
+    pub fn stat<P: NixPath + ?Sized>(&self, name: &P) -> Result<FileStat, Errno> {
         fstatat(&self.dir, name, AtFlags::empty())
+    }
+
+    /// Opens what a link leads to, for reading (never blocks, closed on exec).
+    pub fn open_at<P: NixPath + ?Sized>(&self, name: &P) -> Result<OwnedFd, Errno> {
+        openat(
+            &self.dir,
+            name,
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY,
+            Mode::empty(),
+        )
     }
 
     /// The numbers that name the entries of a directory (`task`, `fd`), rising.
@@ -207,7 +242,11 @@ pub struct Status {
     pub kernel_thread: bool,
     /// Locked memory in KiB.
     pub locked_kib: u64,
-    /// Blocked signals.
+    /// Signals pending for the thread.
+    pub pending: u64,
+    /// Signals pending for the process.
+    pub shared_pending: u64,
+    /// Blocked signals (a temporary mask of `ppoll` and the like included).
     pub blocked: u64,
     /// Capabilities: inheritable, permitted, effective, bounding, ambient.
     pub caps: [u64; 5],
@@ -241,6 +280,8 @@ impl Status {
                 b"NSsid" => s.ns_sid = list(value)?,
                 b"Kthread" => s.kernel_thread = value == b"1",
                 b"VmLck" => s.locked_kib = number(value.strip_suffix(b"kB")?)?,
+                b"SigPnd" => s.pending = hex(value)?,
+                b"ShdPnd" => s.shared_pending = hex(value)?,
                 b"SigBlk" => s.blocked = hex(value)?,
                 b"CapInh" => s.caps[0] = hex(value)?,
                 b"CapPrm" => s.caps[1] = hex(value)?,

@@ -1,1 +1,5 @@
 //! Pure decisions: no I/O, no clock.
+
+pub mod handover;
+pub mod hosts;
+pub mod values;
