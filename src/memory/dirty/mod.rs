@@ -21,6 +21,7 @@
 //! - Trusting our own list of registered ranges: a mapping replaced by an equal one looks the same from outside. The scan
 //!   refuses it (EPERM), and what it had done until then is lost, so such a mapping is wholly dirty.
 
+pub mod inject;
 pub mod sent;
 pub mod shared;
 pub mod soft;

@@ -176,6 +176,9 @@ def run(words):
             ctypes.memset(args[0], args[1], 1)
             os._exit(0)
         os.waitpid(pid, 0)
+    elif op == "nofile":  # COUNT
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (args[0], args[0]))
     elif op == "uffd":
         return str(check(libc.syscall(323, args[0])))
     elif op == "wildinit":  # BASE SEED PATH
