@@ -45,7 +45,9 @@ pub fn end_and_forget(ctx: &Context, record: &Record, force: bool) -> Result<(),
 
 /// Ends a running pod; one that ends by itself meanwhile is as good.
 fn end(ctx: &Context, record: &Record) -> Result<(), Failure> {
-    let Err(f) = Client::connect(&ctx.store, record).and_then(|mut client| client.kill()) else { return Ok(()) };
+    let Err(f) = Client::connect(&ctx.store, record).and_then(|mut client| client.kill()) else {
+        return Ok(());
+    };
     match reach::ended_meanwhile(ctx, record) {
         Some(now) if now.status == Status::Lost => monitor::sweep(&ctx.store, &now),
         Some(_) => Ok(()),

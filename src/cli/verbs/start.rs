@@ -4,6 +4,7 @@ use super::{reach, rm};
 use crate::base::Failure;
 use crate::base::spec::PodSpec;
 use crate::cli::request::StartRequest;
+use crate::cli::session::{OnSignal, Session, Signals, pipes};
 use crate::cli::{Context, out, privilege, shape};
 use crate::kernel::tty;
 use crate::pod::define::{Caller, Wanted, read_file, resolve};
@@ -57,13 +58,18 @@ fn begin(
     fg: bool,
     start: impl FnOnce(StartIo) -> Result<Started, Failure>,
 ) -> Result<i32, Failure> {
-    if fg {
-        return Err(out::not_yet("start --fg"));
-    }
     let size = if tty { tty::size(std::io::stdin()).ok() } else { None };
-    let started = start(StartIo { size, ..StartIo::default() })?;
-    up(ctx, &started.record);
-    Ok(0)
+    if !fg {
+        let started = start(StartIo { size, ..StartIo::default() })?;
+        up(ctx, &started.record);
+        return Ok(0);
+    }
+    // From here on a signal is the command's: one that comes while it starts is passed on once it runs.
+    let signals = Signals::take()?;
+    let (ours, theirs) = pipes()?;
+    let started = start(StartIo { size, attach: Some(theirs), ..StartIo::default() })?;
+    let session = Session::over_pipes(started.client, ours, tty, signals)?;
+    session.ended(started.ended).on_signal(OnSignal::Forward).run()
 }
 
 /// It is up: the name alone, or the pod as an object.
