@@ -8,7 +8,6 @@ pub mod man;
 pub mod out;
 pub mod privilege;
 pub mod request;
-pub mod session;
 pub mod shape;
 pub mod table;
 pub mod verbs;

@@ -135,6 +135,11 @@ impl Client {
         self.done(&Request::Signal { signal }, &[])
     }
 
+    /// Sends a signal to a command run by [`Client::exec`].
+    pub fn signal_session(&mut self, session: u32, signal: i32) -> Result<(), Failure> {
+        self.done(&Request::SignalSession { session, signal }, &[])
+    }
+
     /// Freezes all tasks.
     pub fn pause(&mut self) -> Result<(), Failure> {
         self.done(&Request::Pause, &[])

@@ -109,6 +109,13 @@ pub enum Request {
     },
     /// Something a mover asks.
     Move(moving::Request),
+    /// Send a signal to a command run by [`Request::Exec`]; one that has ended already is no error.
+    SignalSession {
+        /// Number of the session.
+        session: u32,
+        /// Signal number.
+        signal: i32,
+    },
 }
 
 /// The one answer to a request.

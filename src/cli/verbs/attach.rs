@@ -3,15 +3,10 @@
 use super::reach;
 use crate::base::Failure;
 use crate::cli::Context;
-use crate::cli::session::{Session, Signals, borrowed, pipes};
+use crate::pod::exec;
 
 /// Attaches. A signal, or ctrl-p ctrl-q at a terminal, leaves the pod running.
 pub fn run(ctx: &Context, pod: &str) -> Result<i32, Failure> {
-    let (record, mut client) = reach::running(ctx, pod)?;
-    let signals = Signals::take()?;
-    let (ours, theirs) = pipes()?;
-    client.attach(borrowed(&theirs))?;
-    drop(theirs);
-    client.watch(false)?;
-    Session::over_pipes(client, ours, record.spec.tty, signals)?.run()
+    let (record, client) = reach::running(ctx, pod)?;
+    exec::attach(client, record.spec.tty)
 }

@@ -4,10 +4,9 @@ use super::reach;
 use crate::base::Failure;
 use crate::base::spec::User;
 use crate::cli::request::ExecRequest;
-use crate::cli::session::{Session, Signals, Until, borrowed, pipes};
 use crate::cli::{Context, out, shape};
-use crate::kernel::tty;
 use crate::pod::define::{Caller, account, login};
+use crate::pod::exec;
 use crate::pod::proto::ExecSpec;
 use crate::pod::store::Record;
 use serde::Serialize;
@@ -25,34 +24,17 @@ struct Detached<'a> {
 /// Runs it; with `-d` returns once it was executed.
 pub fn run(ctx: &Context, r: ExecRequest) -> Result<i32, Failure> {
     let (record, mut client) = reach::running(ctx, &r.pod)?;
-    let (tty, detach) = (r.tty, r.detach);
+    let detach = r.detach;
     let spec = spec(&record, r)?;
-    if detach {
-        let session = client.exec(&spec, None)?;
-        if ctx.json {
-            let (name, id) = (record.spec.name.as_str(), record.spec.id.as_str());
-            out::json(&Detached { schema: shape::SCHEMA, name, id, pid: session.pid });
-        }
-        return Ok(0);
+    if !detach {
+        return exec::command(client, &spec, false);
     }
-    client.watch(false)?;
-    let signals = Signals::take()?;
-    if tty {
-        let session = client.exec(&spec, None)?;
-        let until = Until::Session(session.number);
-        let Some(master) = session.master else {
-            return Err(Failure::new(
-                crate::base::Kind::Failed,
-                record.spec.name.as_str(),
-                "its monitor gave no terminal",
-            ));
-        };
-        return Session::over_terminal(client, master, signals)?.until(until).run();
+    let session = client.exec(&spec, None)?;
+    if ctx.json {
+        let (name, id) = (record.spec.name.as_str(), record.spec.id.as_str());
+        out::json(&Detached { schema: shape::SCHEMA, name, id, pid: session.pid });
     }
-    let (ours, theirs) = pipes()?;
-    let session = client.exec(&spec, Some(borrowed(&theirs)))?;
-    drop(theirs);
-    Session::over_pipes(client, ours, false, signals)?.until(Until::Session(session.number)).run()
+    Ok(0)
 }
 
 /// What to run: the pod's user, directory and environment unless told otherwise.
@@ -84,6 +66,6 @@ fn spec(record: &Record, r: ExecRequest) -> Result<ExecSpec, Failure> {
         cwd: r.workdir.unwrap_or_else(|| pod.cwd.clone()),
         user,
         umask: pod.umask,
-        tty: r.tty.then(|| tty::size(std::io::stdin()).unwrap_or((24, 80))),
+        tty: r.tty.then(|| exec::caller_size().unwrap_or((24, 80))),
     })
 }

@@ -4,10 +4,9 @@ use super::{reach, rm};
 use crate::base::Failure;
 use crate::base::spec::PodSpec;
 use crate::cli::request::StartRequest;
-use crate::cli::session::{OnSignal, Session, Signals, pipes};
 use crate::cli::{Context, out, privilege, shape};
-use crate::kernel::tty;
 use crate::pod::define::{Caller, Wanted, read_file, resolve};
+use crate::pod::exec;
 use crate::pod::launch::{self, StartIo, Started};
 use crate::pod::store::{Error, Record};
 use std::path::Path;
@@ -58,18 +57,13 @@ fn begin(
     fg: bool,
     start: impl FnOnce(StartIo) -> Result<Started, Failure>,
 ) -> Result<i32, Failure> {
-    let size = if tty { tty::size(std::io::stdin()).ok() } else { None };
-    if !fg {
-        let started = start(StartIo { size, ..StartIo::default() })?;
-        up(ctx, &started.record);
-        return Ok(0);
+    if fg {
+        return exec::foreground(tty, start);
     }
-    // From here on a signal is the command's: one that comes while it starts is passed on once it runs.
-    let signals = Signals::take()?;
-    let (ours, theirs) = pipes()?;
-    let started = start(StartIo { size, attach: Some(theirs), ..StartIo::default() })?;
-    let session = Session::over_pipes(started.client, ours, tty, signals)?;
-    session.ended(started.ended).on_signal(OnSignal::Forward).run()
+    let size = if tty { exec::caller_size() } else { None };
+    let started = start(StartIo { size, ..StartIo::default() })?;
+    up(ctx, &started.record);
+    Ok(0)
 }
 
 /// It is up: the name alone, or the pod as an object.

@@ -211,6 +211,10 @@ impl Monitor {
                 let outcome = self.signal(signal);
                 self.answer(conn, outcome);
             }
+            Request::SignalSession { session, signal } => {
+                let outcome = self.signal_session(session, signal);
+                self.answer(conn, outcome);
+            }
             Request::Pause => {
                 let outcome = self.pause();
                 self.answer(conn, outcome);

@@ -4,6 +4,7 @@ use super::spawn::{Started, shell_status};
 use super::{LivePod, Monitor, complain};
 use crate::base::spec::{Restart, StartType};
 use crate::base::{Failure, Kind};
+use crate::kernel::cgroup::Cgroup;
 use crate::kernel::clone;
 use crate::net;
 use crate::pod::proto::{Event, Message};
@@ -34,6 +35,7 @@ pub(super) struct Life {
     /// Status of the last end, as a shell gives it.
     pub(super) last_status: Option<i32>,
     pub(super) group: std::path::PathBuf,
+    pub(super) own_group: Option<Cgroup>,
     pub(super) link: Option<net::Link>,
     pub(super) notify: Option<std::os::fd::OwnedFd>,
     /// Who waits for the start.
@@ -52,6 +54,8 @@ pub(super) struct Life {
     /// An end that is under way, with its status.
     ending: Option<i32>,
     restart_at: Option<Instant>,
+    /// When the record is to be made safe from a power cut: not while somebody waits for the start.
+    secure_at: Option<Instant>,
     pause: Duration,
     since: Instant,
 }
@@ -63,6 +67,7 @@ impl Life {
             ready: false,
             last_status: None,
             group,
+            own_group: None,
             link: None,
             notify: None,
             starter: None,
@@ -75,6 +80,7 @@ impl Life {
             end_wanted: false,
             ending: None,
             restart_at: None,
+            secure_at: None,
             pause: SHORTEST,
             since: Instant::now(),
         }
@@ -87,7 +93,7 @@ impl Life {
 
     /// When the loop has to wake up.
     pub(super) fn next_time(&self) -> Option<Instant> {
-        [self.grace_until, self.kill_at, self.restart_at].into_iter().flatten().min()
+        [self.grace_until, self.kill_at, self.restart_at, self.secure_at].into_iter().flatten().min()
     }
 }
 
@@ -165,6 +171,7 @@ impl Monitor {
         self.record.started = Some(Timestamp::now());
         self.record.monitor = Some(ProcId::me());
         self.life.since = Instant::now();
+        self.life.secure_at = Some(Instant::now() + AGAIN);
         self.life.cmd = Some(cmd);
         self.set_status(Status::Running);
         self.event(&Event::Started { pid: host_pid });
@@ -223,7 +230,7 @@ impl Monitor {
                 }
             }
             StartType::Exec if self.life.starter.is_some() && !failed && childless => {
-                self.become_ready();
+                self.life.starter = None;
                 self.end(status);
             }
             _ if self.life.starter.is_some() && !self.life.foreground => self.too_early(status),
@@ -278,12 +285,12 @@ impl Monitor {
         if let Err(e) = self.store.give_back(&self.record) {
             complain(&self.record, &format!("reservation not given back: {e}"));
         }
-        self.leave();
         if let Some(conn) = starter {
             self.conns.send(conn, Message::Event(Event::StartFailed(failure)), Vec::new());
         }
         self.stdio.end_attached();
         self.conns.answer_end();
+        self.leave();
         self.over = true;
     }
 
@@ -317,7 +324,6 @@ impl Monitor {
     fn end_for_good(&mut self, status: i32) {
         self.life.restart_at = None;
         self.conns.close_listener();
-        self.leave();
         (self.record.init_pid, self.record.cmd_pid, self.record.monitor) = (None, None, None);
         (self.record.exit_status, self.record.ended) = (Some(status), Some(Timestamp::now()));
         self.record.status = Status::Exited;
@@ -332,6 +338,13 @@ impl Monitor {
         self.event(&Event::State(Status::Exited));
         self.event(&Event::Ended { status });
         self.conns.answer_end();
+        // The record is no longer ours to write: the pod may be started again from now on.
+        if !self.record.spec.rm
+            && let Err(e) = self.store.sync(&self.record.spec.id)
+        {
+            complain(&self.record, &e.to_string());
+        }
+        self.leave();
         self.over = true;
     }
 
@@ -363,7 +376,9 @@ impl Monitor {
 
     /// Leaves the monitor's own control group and removes it: the last thing before the end.
     fn leave(&mut self) {
-        if let Err(e) = super::birth::leave(&self.life.group) {
+        if let Some(own) = self.life.own_group.take()
+            && let Err(e) = super::birth::leave(&own)
+        {
             complain(&self.record, &format!("control group not removed: {e}"));
         }
     }
@@ -380,6 +395,12 @@ impl Monitor {
             match self.life.ending {
                 Some(wait) => self.end(wait),
                 None => self.kill(),
+            }
+        }
+        if due(self.life.secure_at) {
+            self.life.secure_at = None;
+            if let Err(f) = self.secure() {
+                complain(&self.record, &f.to_string());
             }
         }
         if due(self.life.restart_at) {

@@ -43,6 +43,8 @@ pub(in crate::pod) struct Launch {
     pub id: PodId,
     /// The cgroup to live beside, for `--cgroup-parent inherit`.
     pub beside: Option<PathBuf>,
+    /// Name of the monitor's own group below the pod's.
+    pub group: String,
     /// What to do.
     pub mode: Mode,
 }
@@ -111,7 +113,7 @@ fn serve() -> Result<(), Failure> {
         .map_err(failed("prepare a socket"))?;
     let mut monitor = Monitor::new(&launch)?;
     let starter = monitor.conns.add(channel, true);
-    match monitor.prepare() {
+    match monitor.prepare(&launch.group) {
         Err(f) => monitor.start_failed_for(starter, f),
         Ok(()) => match launch.mode {
             Mode::Start { foreground, size } => {
@@ -183,8 +185,11 @@ impl Monitor {
     }
 
     /// Own control group, socket, record.
-    fn prepare(&mut self) -> Result<(), Failure> {
-        birth::join(&self.life.group.join("monitor"))?;
+    fn prepare(&mut self, group: &str) -> Result<(), Failure> {
+        // Cloned into its v2 part by the launcher.
+        let own = birth::monitor_group(&self.life.group, group)?;
+        own.join_rest().map_err(birth::group_failure)?;
+        self.life.own_group = Some(own);
         let path = self.store.places.socket(&self.record.spec.id);
         if let Some(dir) = path.parent() {
             make_dir(dir)?;
@@ -197,7 +202,7 @@ impl Monitor {
             )
         })?;
         self.record.monitor = Some(crate::pod::store::ProcId::me());
-        self.store.save(&self.record)?;
+        self.store.save_unsynced(&self.record)?;
         Ok(())
     }
 

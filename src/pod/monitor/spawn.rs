@@ -3,8 +3,9 @@
 use super::conns::ConnId;
 use super::run::Token;
 use super::{Monitor, complain};
+use crate::base::spec::StartType;
 use crate::base::{Failure, Kind};
-use crate::kernel::{seqpacket, tty};
+use crate::kernel::{clone, seqpacket, tty};
 use crate::pod::init::command::{Command, Stdio};
 use crate::pod::init::{self, Outcome, Plan, Said};
 use crate::pod::proto::{Event, ExecSpec, Message, PortAt, Reply};
@@ -56,7 +57,7 @@ struct Session {
     conn: Option<ConnId>,
     /// Kept for the size only; who asked for the session has the terminal.
     master: Option<OwnedFd>,
-    pod_pid: Option<i32>,
+    process: Option<Started>,
     ports: Vec<PortAt>,
 }
 
@@ -140,9 +141,13 @@ impl Monitor {
             // In the order they were opened: stdout, stderr, then stdin.
             Stdio::Three([2, 0, 1])
         };
+        let mut env = spec.env.clone();
+        if spec.start_type == StartType::Notify {
+            env.push(format!("NOTIFY_SOCKET={}", crate::pod::notify_name(&spec.id)));
+        }
         let exec = ExecSpec {
             cmd: spec.cmd.clone(),
-            env: spec.env.clone(),
+            env,
             cwd: spec.cwd.clone(),
             user: spec.user.clone(),
             umask: spec.umask,
@@ -167,7 +172,7 @@ impl Monitor {
         let failed = |e: std::io::Error| {
             refuse(&format!("cannot make the command's channels: {}", crate::pod::store::plain(&e)))
         };
-        let mut session = Session { conn: Some(conn), master: None, pod_pid: None, ports: Vec::new() };
+        let mut session = Session { conn: Some(conn), master: None, process: None, ports: Vec::new() };
         let mut fds = fds;
         let stdio = match (spec.tty, fds.len()) {
             (Some((rows, cols)), _) => {
@@ -192,6 +197,20 @@ impl Monitor {
         self.order(id, Purpose::Session(id), spec, stdio, &fds)?;
         self.spawns.sessions.insert(id, session);
         Ok(())
+    }
+
+    /// A signal to a session's command.
+    pub(super) fn signal_session(&self, session: u32, signal: i32) -> Result<(), Failure> {
+        let Some(process) = self.spawns.sessions.get(&session).and_then(|s| s.process.as_ref()) else {
+            return Ok(());
+        };
+        match clone::pidfd_signal(&process.pidfd, signal) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(e) => {
+                let text = format!("cannot be sent: {}", e.desc().to_lowercase());
+                Err(Failure::new(Kind::Failed, format!("signal {signal}"), text))
+            }
+        }
     }
 
     /// The pod's root directory, seen from the host.
@@ -303,10 +322,11 @@ impl Monitor {
         let conn = session.conn;
         match child {
             Ok(started) => {
-                session.pod_pid = Some(started.pod_pid);
+                let pid = started.pod_pid;
+                session.process = Some(started);
                 let master = session.master.as_ref().and_then(|m| m.try_clone().ok());
                 if let Some(conn) = conn {
-                    let reply = Reply::Exec { session: id, pid: started.pod_pid };
+                    let reply = Reply::Exec { session: id, pid };
                     self.reply(conn, reply, master.into_iter().collect());
                 }
                 if let Some((status, _)) = exited {
@@ -337,7 +357,12 @@ impl Monitor {
             order.exited = Some((status, childless));
             return;
         }
-        let session = self.spawns.sessions.iter().find(|(_, s)| s.pod_pid == Some(pid)).map(|(id, _)| *id);
+        let session = self
+            .spawns
+            .sessions
+            .iter()
+            .find(|(_, s)| s.process.as_ref().is_some_and(|p| p.pod_pid == pid))
+            .map(|(id, _)| *id);
         if let Some(id) = session {
             self.session_ended(id, status);
         }
