@@ -12,7 +12,8 @@ use crate::pod::store::{ProcId, Status};
 use crate::sandbox::space::Clocks;
 use jiff::Timestamp;
 use nix::errno::Errno;
-use std::fs;
+use nix::fcntl::Flock;
+use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
 use super::conns::ConnId;
@@ -36,6 +37,9 @@ pub(super) struct Life {
     pub(super) last_status: Option<i32>,
     pub(super) group: std::path::PathBuf,
     pub(super) own_group: Option<Cgroup>,
+    pub(super) lock: Option<Flock<File>>,
+    /// A pod without processes, not yet cleared away.
+    remains: Option<LivePod>,
     pub(super) link: Option<net::Link>,
     pub(super) notify: Option<std::os::fd::OwnedFd>,
     /// Who waits for the start.
@@ -68,6 +72,8 @@ impl Life {
             last_status: None,
             group,
             own_group: None,
+            lock: None,
+            remains: None,
             link: None,
             notify: None,
             starter: None,
@@ -298,7 +304,7 @@ impl Monitor {
     pub(super) fn end(&mut self, wait: i32) {
         self.life.ending = Some(wait);
         (self.life.kill_at, self.life.grace_until) = (None, None);
-        if !self.tear_down() {
+        if !self.end_processes() {
             self.life.kill_at = Some(Instant::now() + AGAIN);
             return;
         }
@@ -310,68 +316,91 @@ impl Monitor {
             Restart::OnFailure => status != 0,
             Restart::Always => true,
         };
-        if again && !self.life.end_wanted {
-            self.life.pause = if self.life.since.elapsed() > STEADY { SHORTEST } else { self.life.pause };
-            self.life.restart_at = Some(Instant::now() + self.life.pause);
-            self.life.pause = (self.life.pause * 2).min(LONGEST);
-            (self.record.init_pid, self.record.cmd_pid) = (None, None);
-            self.save();
-            return;
+        if !again || self.life.end_wanted {
+            return self.end_for_good(status);
         }
-        self.end_for_good(status);
+        self.clear_away();
+        self.life.pause = if self.life.since.elapsed() > STEADY { SHORTEST } else { self.life.pause };
+        self.life.restart_at = Some(Instant::now() + self.life.pause);
+        self.life.pause = (self.life.pause * 2).min(LONGEST);
+        (self.record.init_pid, self.record.cmd_pid) = (None, None);
+        self.save();
     }
 
+    /// No process is left and none will be. Who waits for the pod's end hears of it before the network is cleared
+    /// away, which takes the kernel a while, unless ports are published there, which the next pod may want at once.
     fn end_for_good(&mut self, status: i32) {
         self.life.restart_at = None;
         self.conns.close_listener();
         (self.record.init_pid, self.record.cmd_pid, self.record.monitor) = (None, None, None);
         (self.record.exit_status, self.record.ended) = (Some(status), Some(Timestamp::now()));
         self.record.status = Status::Exited;
+        if self.record.spec.net.publish.is_empty() {
+            self.tell_end(status);
+            self.clear_away();
+        } else {
+            self.clear_away();
+            self.tell_end(status);
+        }
         if self.record.spec.rm {
             if let Err(e) = self.store.remove(&self.record.spec.id) {
                 complain(&self.record, &format!("not removed: {e}"));
             }
-        } else {
+        } else if let Err(e) = self.store.sync(&self.record.spec.id) {
+            // Written by `tell_end`; no longer ours to write, since the pod may be started again from then on.
+            complain(&self.record, &e.to_string());
+        }
+        self.conns.answer_end();
+        self.leave();
+        self.over = true;
+    }
+
+    fn tell_end(&mut self, status: i32) {
+        if !self.record.spec.rm {
             self.save();
         }
         self.stdio.end_attached();
         self.event(&Event::State(Status::Exited));
         self.event(&Event::Ended { status });
-        self.conns.answer_end();
-        // The record is no longer ours to write: the pod may be started again from now on.
-        if !self.record.spec.rm
-            && let Err(e) = self.store.sync(&self.record.spec.id)
-        {
-            complain(&self.record, &e.to_string());
-        }
-        self.leave();
-        self.over = true;
     }
 
-    /// Ends all processes, reads the last output, removes network and control group. `false`: a process does not
-    /// die (it hangs in the kernel); to be tried again.
+    /// Ends all processes and removes what was made for them. `false`: a process does not die (it hangs in the
+    /// kernel); to be tried again.
     pub fn tear_down(&mut self) -> bool {
-        let Some(pod) = self.pod.take() else { return true };
+        let ended = self.end_processes();
+        if ended {
+            self.clear_away();
+        }
+        ended
+    }
+
+    /// Ends all processes and reads their last output.
+    fn end_processes(&mut self) -> bool {
+        let Some(pod) = &self.pod else { return true };
         if let Err(trouble) = pod.kill() {
             complain(&self.record, &trouble);
-            self.pod = Some(pod);
             return false;
         }
         self.stdio.close();
-        self.life.notify = None;
-        self.life.cmd = None;
-        self.life.daemons = false;
+        self.life.remains = self.pod.take();
+        (self.life.cmd, self.life.notify, self.life.daemons) = (None, None, false);
         self.spawns.clear();
+        true
+    }
+
+    /// Removes network and control group of a pod without processes.
+    fn clear_away(&mut self) {
         if let Some(link) = self.life.link.take() {
             match net::detach(&link) {
                 Ok(()) => forget_link(&self.store.places, &self.record.spec.id),
                 Err(e) => complain(&self.record, &format!("network not removed: {e}")),
             }
         }
-        if let Err(trouble) = pod.remove() {
+        if let Some(pod) = self.life.remains.take()
+            && let Err(trouble) = pod.remove()
+        {
             complain(&self.record, &trouble);
         }
-        true
     }
 
     /// Leaves the monitor's own control group and removes it: the last thing before the end.

@@ -13,6 +13,7 @@ use crate::pod::proto;
 use crate::pod::store::{Places, Record, Store, make_dir};
 use crate::sandbox::space::Clocks;
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, Signal};
@@ -23,6 +24,7 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -184,9 +186,10 @@ impl Monitor {
         })
     }
 
-    /// Own control group, socket, record.
+    /// Own control group, socket, record; before all, the last monitor of the pod must have left.
     fn prepare(&mut self, group: &str) -> Result<(), Failure> {
         // Cloned into its v2 part by the launcher.
+        self.life.lock = Some(self.lock()?);
         let own = birth::monitor_group(&self.life.group, group)?;
         own.join_rest().map_err(birth::group_failure)?;
         self.life.own_group = Some(own);
@@ -204,6 +207,27 @@ impl Monitor {
         self.record.monitor = Some(crate::pod::store::ProcId::me());
         self.store.save_unsynced(&self.record)?;
         Ok(())
+    }
+
+    /// The lock that a pod's monitor holds while it lives: two never act on one pod.
+    fn lock(&self) -> Result<Flock<File>, Failure> {
+        let path = self.store.places.dir(&self.record.spec.id).join("monitor.lock");
+        let failed = |text: String| Failure::new(Kind::Failed, path.display().to_string(), text);
+        let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let mut file =
+            file.map_err(|e| failed(format!("cannot open it: {}", crate::pod::store::plain(&e))))?;
+        let end = Instant::now() + STOP;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err(_) if Instant::now() > end => {
+                    return Err(failed("the pod's last monitor has not ended".to_owned()));
+                }
+                // It is clearing away: a matter of milliseconds.
+                Err((f, _)) => file = f,
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
     }
 
     fn run(&mut self, signals: &SignalFd) {
