@@ -182,7 +182,7 @@ impl LivePod {
 
     /// Removes the control group of a pod that was killed.
     pub(super) fn remove(self) -> Result<(), String> {
-        self.cgroup.remove().map_err(|e| group_failure(e).to_string())
+        self.cgroup.remove_with_parent().map_err(|e| group_failure(e).to_string())
     }
 }
 

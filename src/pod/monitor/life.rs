@@ -59,7 +59,7 @@ pub(super) struct Life {
     ending: Option<i32>,
     restart_at: Option<Instant>,
     /// When the record is to be made safe from a power cut: not while somebody waits for the start.
-    secure_at: Option<Instant>,
+    pub(super) secure_at: Option<Instant>,
     pause: Duration,
     since: Instant,
 }
@@ -177,7 +177,6 @@ impl Monitor {
         self.record.started = Some(Timestamp::now());
         self.record.monitor = Some(ProcId::me());
         self.life.since = Instant::now();
-        self.life.secure_at = Some(Instant::now() + AGAIN);
         self.life.cmd = Some(cmd);
         self.set_status(Status::Running);
         self.event(&Event::Started { pid: host_pid });
@@ -404,7 +403,7 @@ impl Monitor {
     }
 
     /// Leaves the monitor's own control group and removes it: the last thing before the end.
-    fn leave(&mut self) {
+    pub(super) fn leave(&mut self) {
         if let Some(own) = self.life.own_group.take()
             && let Err(e) = super::birth::leave(&own)
         {
