@@ -25,3 +25,6 @@ pub mod tcp_repair;
 pub mod tty;
 pub mod uffd;
 pub mod vmio;
+pub mod cpuid;
+pub mod ptrace;
+pub mod status;
