@@ -388,7 +388,10 @@ impl Monitor {
         self.stdio.close();
         self.life.remains = self.pod.take();
         (self.life.cmd, self.life.notify, self.life.daemons) = (None, None, false);
-        self.spawns.clear();
+        for (session, conn) in self.spawns.clear() {
+            let event = Event::SessionEnded { session, status: 128 + libc::SIGKILL };
+            self.conns.send(conn, Message::Event(event), Vec::new());
+        }
         true
     }
 
