@@ -5,9 +5,10 @@ use super::*;
 use crate::state::cpu::{CpuState, Regs};
 use crate::state::cred::Cred;
 use crate::state::fd::{FdEntry, FileId, FileKind, OpenFile, Port};
-use crate::state::script::Script;
 use crate::state::signal::{ProcessSignals, QueuedSignal, SigAction, ThreadSignals};
-use crate::state::target::{Error, Hands};
+use crate::state::fd::restore::Inside;
+use crate::state::target::Error;
+use crate::state::target::finish::Hands;
 use crate::state::task::{ProcessState, Sched, ThreadState};
 use crate::state::timer::{Itimer, PosixTimer, Timers};
 use crate::state::PodState;
@@ -112,9 +113,9 @@ impl Stage {
     }
 
     fn finish(&mut self, state: &PodState, files: &HashMap<FileId, OwnedFd>) -> Result<(), Error> {
-        let hands = Hands { files, in_process: &|_, _: &mut Script| Ok(()) };
-        let done = self.builder.finish_with(&self.tree, state, &hands)?;
-        assert_eq!(done.warnings, Vec::<String>::new());
+        let hands = Hands { files, inside: &Inside::default() };
+        self.builder.finish_with(&self.tree, state, &hands)?;
+        assert_eq!(self.builder.warnings, Vec::<String>::new());
         Ok(())
     }
 
