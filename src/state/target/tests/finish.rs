@@ -431,3 +431,41 @@ fn killing_the_builders_thread_leaves_no_skeleton() {
         pod.cgroup.procs().unwrap().into_iter().all(|pid| pid == pod.init).then_some(())
     });
 }
+
+/// Not a test of time, a look at it: one process of 60 mappings and 5 threads, best of 20.
+/// `cargo test --lib state::target::tests::finish::how_long -- --ignored --nocapture`
+#[test]
+#[ignore = "prints times"]
+fn how_long() {
+    let mut best: HashMap<&str, Duration> = HashMap::new();
+    let mut order = Vec::new();
+    for _ in 0..20 {
+        let mut nodes = vec![node(5, 1, 5, 5)];
+        nodes[0].tids = (5..10).collect();
+        let pod = Pod::new();
+        let mut tree = tree(&pod, nodes);
+        let rw = VmaFlags::READ | VmaFlags::WRITE;
+        let more = (0..54).map(|n| {
+            let backing = if n % 2 == 0 { Backing::Anon } else { file(0, 0) };
+            vma(DATA + n * 0x10_0000, 1, rw, backing)
+        });
+        tree.mms = vec![layout(5, more.collect())];
+        let mut builder = pod.builder();
+        builder.check_files(&tree).unwrap();
+        let skeleton = builder.skeleton(&tree).unwrap();
+        crate::remote::Mem::open(skeleton.pids[&MmId(5)]).unwrap().write(PAUSE_AT, &PAUSE).unwrap();
+        let xstate = builder.bodies[&5].threads[0].1.xstate().unwrap();
+        let threads = (5..10).map(|tid| thread(tid, PAUSE_AT, 0, &xstate)).collect();
+        builder.finish(&tree, &state_of(vec![process(5, threads)])).unwrap();
+        order = builder.stages().iter().map(|(name, _)| *name).collect();
+        for (name, time) in builder.stages() {
+            let entry = best.entry(name).or_insert(*time);
+            *entry = (*entry).min(*time);
+        }
+        builder.detach_frozen().unwrap();
+    }
+    for name in order {
+        eprintln!("{name:40} {:>8.0?}", best[name]);
+    }
+    eprintln!("{:40} {:>8.0?}", "sum", best.values().sum::<Duration>());
+}
