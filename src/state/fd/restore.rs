@@ -220,7 +220,8 @@ impl<'a> Hands<'a> {
                 sets.push((fd.as_fd(), epoll));
             }
         }
-        let signal = |id: FileId| matches!(files.get(id.0 as usize), Some(f) if matches!(f.kind, FileKind::Signal(_)));
+        let signal =
+            |id: FileId| matches!(files.get(id.0 as usize), Some(f) if matches!(f.kind, FileKind::Signal(_)));
         event::restore::fill(&sets, |id| made.get(&id).filter(|_| !signal(id)).map(AsFd::as_fd))
     }
 
