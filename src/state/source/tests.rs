@@ -2,11 +2,12 @@
 
 use super::fixture::{Pod, until};
 use super::{HostPids, Snapshot};
-use crate::base::Blocker;
+use crate::base::{Blocker, Failure};
 use crate::freeze::{self, PodTasks, StoppedPod};
 use crate::state::Tree;
 use crate::state::cred::Seccomp;
 use crate::state::error::Error;
+use crate::state::inet::collect::{RepairedSocket, unrepair};
 use crate::state::object::ObjectKind;
 use crate::state::task::ProcessState;
 
@@ -410,4 +411,77 @@ fn a_process_stopped_by_job_control_stays_so() {
     let (_, snap, _) = snapshot(&pod);
     assert_eq!(snap.state.procs[0].stopped, Some(libc::SIGTSTP));
     until("the stop again", || (state() == b'T').then_some(()));
+}
+
+/// redis-server on a loopback port with clients: `PMCOLLECT_MIB` of data (default 32), `PMCOLLECT_CLIENTS` (default 100).
+#[test]
+fn redis_with_clients_is_read_and_goes_on() {
+    let env =
+        |name: &str, default: u32| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let (mib, clients) = (env("PMCOLLECT_MIB", 32), env("PMCOLLECT_CLIENTS", 100));
+    let code = r#"
+import subprocess
+def server():
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2): os.dup2(null, fd)
+    os.execv("/usr/bin/redis-server", ["redis-server", "--port", "7000", "--save", "", "--dir", "/tmp", "--io-threads", "2", "--enable-debug-command", "yes"])
+pid = fork(server)
+def connect():
+    while True:
+        try: return socket.create_connection(("127.0.0.1", 7000))
+        except ConnectionRefusedError: time.sleep(0.01)
+def ask(s, text):
+    s.sendall(text.encode() + b"\r\n")
+    got = b""
+    while not got.endswith(b"\r\n"): got += s.recv(65536)
+    return got.strip().decode()
+first = connect()
+assert ask(first, "DEBUG POPULATE %d key 1000" % (MIB * 1000)) == "+OK"
+all = [first] + [connect() for _ in range(CLIENTS - 1)]
+say(pid)
+while True:
+    wait()
+    say(*[ask(s, "INCR n") for s in all])
+"#;
+    let code = code.replace("MIB", &mib.to_string()).replace("CLIENTS", &clients.to_string());
+    // The clients are pid 1, which is not read: only the server is in the way of nothing.
+    let mut pod = Pod::start(&code);
+    let line = pod.line();
+    let pid: i32 = line.parse().unwrap_or_else(|_| panic!("{line}"));
+    let count =
+        |round: u32| (1..=clients).map(|i| format!(":{}", round * clients + i)).collect::<Vec<_>>().join(" ");
+    let mut source = pod.source();
+    let timed = |what: &str, start: std::time::Instant| println!("{what:>20} {:?}", start.elapsed());
+    let now = std::time::Instant::now;
+    let t = now();
+    assert_eq!(source.preflight().unwrap(), []);
+    timed("preflight", t);
+    let t = now();
+    source.prepare().unwrap();
+    timed("prepare", t);
+    for round in 0..3 {
+        pod.go_on();
+        assert_eq!(pod.line(), count(round));
+        let t = now();
+        let mut stopped = stop(&pod);
+        timed("stop", t);
+        let t = now();
+        let (tree, _) = source.tree(&mut stopped).unwrap();
+        timed("tree", t);
+        let t = now();
+        let mut told = Vec::new();
+        let mut note = |all: &[RepairedSocket]| -> Result<(), Failure> {
+            told.extend_from_slice(all);
+            Ok(())
+        };
+        let snap = source.collect(&stopped, &mut note).unwrap();
+        timed("collect", t);
+        assert_eq!(
+            (tree.procs.len(), tree.procs[0].pid, snap.state.procs[0].threads.len() >= 5),
+            (1, pid, true)
+        );
+        assert_eq!((told.len(), snap.kept), (clients as usize, clients as usize));
+        told.iter().for_each(|socket| unrepair(socket).unwrap());
+        stopped.release().unwrap();
+    }
 }
