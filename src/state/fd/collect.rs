@@ -6,6 +6,7 @@ mod sockets;
 pub(crate) mod table;
 
 pub use crate::state::inet::collect::{RepairedSocket, unrepair};
+pub(crate) use check::{Class, class};
 pub(crate) use sockets::{Sockets, same_netns_cookie};
 
 use super::error::Error;
@@ -14,7 +15,6 @@ use crate::base::Blocker;
 use crate::kernel::descr;
 use crate::state::object::collect::ObjectTable;
 use crate::state::{event, file, inet, pipe, unix};
-use check::Class;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use table::Table;
@@ -91,7 +91,7 @@ impl<'a> Scan<'a> {
         while next < table.descs.len() {
             let id = FileId(next as u32);
             next += 1;
-            if check::class(&table, id)? == Class::Unix {
+            if class(&table, id)? == Class::Unix {
                 queues.read(&mut table, id, &sockets)?;
             }
         }
@@ -137,7 +137,7 @@ impl<'a> Scan<'a> {
         out: &mut Collected,
     ) -> Result<FileKind, Error> {
         let desc = self.table.desc(id);
-        Ok(match check::class(&self.table, id)? {
+        Ok(match class(&self.table, id)? {
             Class::File => {
                 if let Some(object) = object(&self.table, id, objects)? {
                     let locks = file::collect::locks(desc);
