@@ -149,6 +149,19 @@ const UDP6_ONLY: &[Row] = &[
     (IP6, 29, Int(1)), // IPV6_MULTICAST_ALL
 ];
 
+/// Of no effect on a connection that stands: for binding, listening and connecting.
+const BEFORE: &[(i32, i32)] = &[
+    (IP, libc::IP_FREEBIND),
+    (IP, libc::IP_BIND_ADDRESS_NO_PORT),
+    (IP, 51),
+    (IP6, libc::IPV6_FREEBIND),
+    (TCP, libc::TCP_SYNCNT),
+    (TCP, libc::TCP_DEFER_ACCEPT),
+    (TCP, libc::TCP_FASTOPEN),
+    (TCP, libc::TCP_FASTOPEN_CONNECT),
+    (TCP, libc::TCP_SAVE_SYN),
+];
+
 fn tables(family: Family) -> impl Iterator<Item = &'static Row> {
     let (inet, own, v6): (&[Row], &[Row], &[Row]) = match family {
         Family::Unix => (UNIX, &[], &[]),
@@ -179,9 +192,11 @@ fn size(default: Usual) -> usize {
 }
 
 /// The options of a socket that are not at their default, in the order of the table; a classic filter among them.
+/// `connected`: what only matters before is left out.
 pub(crate) fn read(
     fd: impl AsFd,
     family: Family,
+    connected: bool,
     at: (i32, i32),
     warnings: &mut Vec<String>,
 ) -> Vec<SockOpt> {
@@ -189,6 +204,9 @@ pub(crate) fn read(
     let mut all = Vec::new();
     let mut buf = [0u8; 16];
     for (level, name, default) in tables(family) {
+        if connected && BEFORE.contains(&(*level, *name)) {
+            continue;
+        }
         let max = size(*default);
         // Options a kernel does not have are at their default.
         if let Ok(n) = sock::get_into(fd, *level, *name, &mut buf[..max])

@@ -180,7 +180,7 @@ impl Queues {
             waiting: diag.waiting.iter().map(|ino| number(*ino)).collect(),
             shutdown: diag.shutdown & 3,
             queue: self.messages.remove(&id).unwrap_or_default(),
-            options: options::read(&fd, options::Family::Unix, desc.at, warnings),
+            options: options::read(&fd, options::Family::Unix, false, desc.at, warnings),
             peer_cred,
         })
     }

@@ -9,6 +9,7 @@ use crate::kernel::fdinfo::{FdDir, FdInfo, Lock, LockType};
 use crate::kernel::kcmp;
 use crate::kernel::pidfd::PidFd;
 use crate::state::fd::error::Error;
+use crate::state::fd::shares::in_shares;
 use crate::state::fd::{FdEntry, FileId};
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
@@ -21,6 +22,9 @@ use std::sync::{Arc, OnceLock};
 
 /// A descriptor somewhere: (host pid, number). Ours, too, for what is in flight.
 pub(crate) type At = (i32, RawFd);
+
+/// What `/proc` tells of a descriptor.
+type Facts = Result<(FdInfo, Vec<u8>, FileStat), Errno>;
 
 /// One open file description.
 #[derive(Debug)]
@@ -148,8 +152,9 @@ impl Table {
         self.pids.insert(pid, handle);
         let numbers = dir.numbers().map_err(Error::process("getdents(2) of /proc/PID/fd", pid))?;
         let mut row = Vec::with_capacity(numbers.len());
-        for fd in numbers {
-            let facts = (|| Ok((dir.info(fd)?, dir.link(fd)?, dir.stat(fd)?)))();
+        let read = |fd: &RawFd| Ok((dir.info(*fd)?, dir.link(*fd)?, dir.stat(*fd)?));
+        let facts = in_shares(&numbers, |share| Ok::<Vec<Facts>, Error>(share.iter().map(read).collect()))?;
+        for (fd, facts) in numbers.into_iter().zip(facts.into_iter().flatten()) {
             let (info, link, st) = match facts {
                 Ok(facts) => facts,
                 Err(Errno::ENOENT) if gone_is_fine => continue,
