@@ -186,10 +186,14 @@ impl<'a> Hands<'a> {
             .filter_map(|(id, f)| if let FileKind::Tcp(t) = &f.kind { Some((id, t)) } else { None })
             .collect();
         for now in 0..=2 {
-            for (id, t) in all.iter().filter(|s| rank(s.1) == now) {
-                let (fd, repaired) = inet::restore::tcp(t, &mut self.injector, &mut self.made.warnings)?;
-                self.made.files.insert(*id, fd);
-                self.made.repaired.extend(repaired);
+            let these: Vec<(FileId, &TcpSocket)> =
+                all.iter().filter(|s| rank(s.1) == now).copied().collect();
+            for made in inet::restore::tcp_all(&these)? {
+                self.made.warnings.extend(made.warnings);
+                for (id, fd, repaired) in made.sockets {
+                    self.made.files.insert(id, fd);
+                    self.made.repaired.extend(repaired);
+                }
             }
         }
         Ok(())

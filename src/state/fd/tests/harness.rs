@@ -198,3 +198,19 @@ pub fn again(setup: &str) -> Again {
     drop(holder);
     make(collected, &objects, &HashMap::new(), || {})
 }
+
+/// Time that passed and processor time this process used: the machine may be busy with others.
+pub struct Clock(Instant, i64);
+
+impl Clock {
+    pub fn start() -> Self {
+        Self(Instant::now(), Self::used())
+    }
+    fn used() -> i64 {
+        descr::clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID).unwrap()
+    }
+    /// For people.
+    pub fn read(&self) -> String {
+        format!("{:?} (processor {:?})", self.0.elapsed(), Duration::from_nanos((Self::used() - self.1).unsigned_abs()))
+    }
+}

@@ -1,6 +1,6 @@
 //! TCP and UDP: connections moved from one network namespace to another while their peer, in a third, goes on.
 
-use super::harness::{Again, FIRST, Holder, Setup, make, until};
+use super::harness::{Again, Clock, FIRST, Holder, Setup, make, until};
 use super::lab::{Lab, POD, POD6, enter};
 use crate::kernel::tcp_repair::{self, state};
 use crate::kernel::{pidfd, sock};
@@ -436,28 +436,28 @@ fn measure_a_hundred() {
     holder.stop();
     for _ in 0..5 {
         let ctx = holder.context();
-        let start = std::time::Instant::now();
+        let clock = Clock::start();
         let scan = Scan::new(&[holder.view()], &ctx).unwrap();
-        let scanned = start.elapsed();
+        let scanned = clock.read();
         let sockets = scan.tcp_sockets().to_vec();
         let collected = scan.finish(&mut ObjectTable::new(HashSet::new()).unwrap()).unwrap();
-        let read = start.elapsed();
+        let read = clock.read();
         assert_eq!(collected.kept, 100);
-        let start = std::time::Instant::now();
+        let clock = Clock::start();
         sockets.iter().for_each(|s| unrepair(s).unwrap());
-        println!("scan {scanned:?}, with reading {read:?}, undo {:?}", start.elapsed());
+        println!("scan {scanned}, with reading {read}, undo {}", clock.read());
     }
     let (collected, objects) = holder.collect();
     drop(holder);
-    let start = std::time::Instant::now();
+    let clock = Clock::start();
     let a = make(collected, &objects, &HashMap::new(), || enter(&lab.target()));
-    let made = start.elapsed();
+    let made = clock.read();
     lab.plug("target");
-    let start = std::time::Instant::now();
+    let clock = Clock::start();
     for r in &a.made.repaired {
         activate(r.fd.as_fd(), r.reuseaddr, r.push).unwrap();
     }
-    println!("make again {made:?}, activate {:?}", start.elapsed());
+    println!("make again {made}, activate {}", clock.read());
     for n in 0..100 {
         assert_eq!(read_all(a.fd(n), 14), b"unread request");
     }

@@ -5,6 +5,8 @@ use crate::kernel::rawip::{Injector, Segment, flag};
 use crate::kernel::tcp_repair::{self, Negotiated, Queue, state};
 use crate::kernel::{descr, sock};
 use crate::state::fd::error::Error;
+use crate::state::fd::shares::in_shares;
+use crate::state::fd::FileId;
 use crate::state::inet::{Ended, TcpLink, TcpSocket, TcpState};
 use nix::errno::Errno;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,8 +20,29 @@ fn shown(t: &TcpSocket) -> String {
     format!("TCP {} to {}", end(t.local), end(t.peer))
 }
 
+/// Sockets made by one share.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    /// Sockets, connections with what ends their repair.
+    pub sockets: Vec<(FileId, OwnedFd, Option<Repaired>)>,
+    /// What is different now.
+    pub warnings: Vec<String>,
+}
+
+/// Makes sockets, a share on each processor; threads are in the namespaces of the caller.
+pub(crate) fn tcp_all(sockets: &[(FileId, &TcpSocket)]) -> Result<Vec<Share>, Error> {
+    in_shares(sockets, |sockets| {
+        let (mut share, mut injector) = (Share::default(), Injector::default());
+        for (id, t) in sockets {
+            let (fd, repaired) = tcp(t, &mut injector, &mut share.warnings)?;
+            share.sockets.push((*id, fd, repaired));
+        }
+        Ok(share)
+    })
+}
+
 /// Makes a socket. A connection comes with what ends its repair.
-pub(crate) fn tcp(
+fn tcp(
     t: &TcpSocket,
     injector: &mut Injector,
     warnings: &mut Vec<String>,
