@@ -197,6 +197,13 @@ pub fn want_descriptors(n: u64) -> Result<(), Errno> {
     setrlimit(Resource::RLIMIT_NOFILE, n.max(soft).min(hard.max(n)), hard.max(n))
 }
 
+/// `inotify_init1(2)`, to have something to refuse.
+#[cfg(test)]
+pub fn inotify() -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers; the result is a new descriptor.
+    Errno::result(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) }).map(own)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

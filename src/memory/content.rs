@@ -120,6 +120,38 @@ pub fn cow_ranges(layout: &MmLayout) -> PageSet {
     layout.vmas.iter().filter(|v| class(v) == Class::Cow).map(|v| v.range).collect()
 }
 
+/// Whether two mappings show the same thing at the addresses they share, so that one can stay where the other was.
+fn same_below(a: &Vma, b: &Vma) -> bool {
+    let key = |v: &Vma| match &v.backing {
+        Backing::File { file, offset } => (0, file.0, offset.wrapping_sub(v.range.start)),
+        Backing::Object { object, offset } => (1, object.0, offset.wrapping_sub(v.range.start)),
+        Backing::Anon => (2, 0, 0),
+        Backing::Vdso => (3, 0, 0),
+        Backing::Vvar => (4, 0, 0),
+        Backing::VvarVclock => (5, 0, 0),
+    };
+    key(a) == key(b) && a.flags.contains(VmaFlags::SHARED) == b.flags.contains(VmaFlags::SHARED)
+}
+
+/// Parts of `new`'s private mappings where `old` had nothing, or something of another kind, file or offset. A target
+/// that goes from one layout to the other maps these anew (and nothing else; protections change in place).
+pub fn mapped_anew(old: &[Vma], new: &MmLayout) -> PageSet {
+    let mut kept = PageSet::new();
+    let mut from = 0;
+    for vma in &new.vmas {
+        while old.get(from).is_some_and(|o| o.range.end <= vma.range.start) {
+            from += 1;
+        }
+        for before in old[from..].iter().take_while(|o| o.range.start < vma.range.end) {
+            if same_below(before, vma) {
+                let start = before.range.start.max(vma.range.start);
+                kept.insert(AddrRange::new(start, before.range.end.min(vma.range.end).max(start)));
+            }
+        }
+    }
+    private_ranges(new).subtract(&kept)
+}
+
 /// Hands the populated pages of one scan range to `each`, with or without the scan ioctl.
 pub(super) fn populated(
     map: &Pagemap,

@@ -5,12 +5,12 @@
 //! - [`soft`], soft-dirty bits (CONFIG_MEM_SOFT_DIRTY): the pod must be stopped while a round looks, and a look costs by
 //!   the memory resident, not by the memory written.
 //!
-//! A round yields [`Work`] for the reader. What the rounds promise: if the target applies each round's layout, then its
-//! work, then after the last round (looked at and read while everything stands still) the program finds its memory as
+//! A round yields [`Work`] for the reader. What the rounds promise: if the target applies each round's layout (mapping
+//! anew what [`content::mapped_anew`] says, and only that), then its work, then after the last round (looked at and read while everything stands still) the program finds its memory as
 //! it left it. A page is sent when dirty or never sent ([`sent`]); a mapping that is new, moved or was replaced is wholly
 //! dirty; a new address space is wholly unsent; shared objects have a rule of their own ([`shared`]).
 //!
-//! Where the target lost pages (a failed round, a mapping made anew there), [`Tracker::give_back`] has them sent again.
+//! Where the target lost pages otherwise (a failed round), [`Tracker::give_back`] has them sent again.
 //!
 //! # Tried and dropped
 //! - Asking for WRITTEN alone when protecting: on a sparse 64 GiB mapping the kernel fills 128 MiB of page tables with
@@ -21,6 +21,7 @@
 //! - Trusting our own list of registered ranges: a mapping replaced by an equal one looks the same from outside. The scan
 //!   refuses it (EPERM), and what it had done until then is lost, so such a mapping is wholly dirty.
 
+pub mod inject;
 pub mod sent;
 pub mod shared;
 pub mod soft;
@@ -29,7 +30,7 @@ pub mod wp;
 use super::content;
 use super::{Error, PageSet, Space, Work};
 use crate::kernel::{pagemap, uffd};
-use crate::state::mm::{MmId, MmLayout};
+use crate::state::mm::{MmId, MmLayout, Vma};
 use crate::state::object::ObjectId;
 use sent::{Look, Plan, SentSet};
 use shared::{Book, Touch};
@@ -94,7 +95,8 @@ pub enum Access {
 
 /// The pod as a round finds it.
 pub struct View<'a> {
-    /// Address spaces as they are now (read before the round; in the last round while everything is stopped).
+    /// Address spaces as they are now (read before the round; in the last round while everything is stopped). Ids of
+    /// files must mean the same file in every round.
     pub layouts: &'a [MmLayout],
     /// Shared objects by id. Ids must mean the same object in every round.
     pub objects: &'a HashMap<ObjectId, ObjectView<'a>>,
@@ -147,6 +149,7 @@ pub struct Tracker {
     way: Way,
     watch: Box<dyn Watch + Send>,
     pids: HashMap<MmId, i32>,
+    layouts: HashMap<MmId, Vec<Vma>>,
     sent: HashMap<MmId, SentSet>,
     objects: HashMap<ObjectId, Book>,
 }
@@ -166,7 +169,14 @@ impl Tracker {
             Way::WpAsync => Box::new(wp::WpAsync::default()),
             Way::SoftDirty => Box::new(soft::SoftDirty::default()),
         };
-        Self { way, watch, pids: HashMap::new(), sent: HashMap::new(), objects: HashMap::new() }
+        Self {
+            way,
+            watch,
+            pids: HashMap::new(),
+            layouts: HashMap::new(),
+            sent: HashMap::new(),
+            objects: HashMap::new(),
+        }
     }
 
     /// Its way.
@@ -200,7 +210,10 @@ impl Tracker {
                 }
             };
             found.touches.into_iter().for_each(|(id, touch)| touches.entry(id).or_default().push(touch));
-            let plan = self.sent.entry(layout.mm).or_default().plan(&found.look);
+            let sent = self.sent.entry(layout.mm).or_default();
+            let before = self.layouts.insert(layout.mm, layout.vmas.clone()).unwrap_or_default();
+            sent.lost(&content::mapped_anew(&before, layout));
+            let plan = sent.plan(&found.look);
             push(&mut round.work, Space::Mm(layout.mm), plan);
         }
         let mut ids: Vec<_> = view.objects.keys().copied().collect();

@@ -48,7 +48,9 @@ impl Writer {
     /// The answer to the oldest command not yet answered.
     pub fn answer(&mut self) -> String {
         let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
+        if self.stdout.read_line(&mut line).unwrap() == 0 {
+            panic!("the writer ended: {}", self.child.wait().unwrap());
+        }
         line.strip_prefix("ok").unwrap_or_else(|| panic!("the writer says {line:?}")).trim().to_owned()
     }
 

@@ -26,8 +26,8 @@ mod spawn;
 mod stdio;
 mod sweep;
 
-pub(super) use birth::own_group;
 pub use birth::{LivePod, group_of};
+pub(super) use birth::{group_failure, monitor_group, own_group};
 pub use conns::ConnId;
 pub use incoming::Prepared;
 pub use logfile::aside;
@@ -92,11 +92,19 @@ impl Monitor {
         self.event(&Event::State(status));
     }
 
-    /// Writes the record.
+    /// Writes the record: all of it or nothing, and soon, but not yet safe from a power cut (see [`Monitor::secure`]).
     pub fn save(&mut self) {
-        if let Err(e) = self.store.save(&self.record) {
+        if let Err(e) = self.store.save_unsynced(&self.record) {
             complain(&self.record, &format!("record not written: {e}"));
         }
+    }
+
+    /// Writes the record so that it outlives a power cut; takes a disk's time.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub fn secure(&mut self) -> Result<(), Failure> {
+        Ok(self.store.save(&self.record)?)
     }
 
     /// Asks for [`super::moving::tick`] not later than at `when` (the earliest wish counts).

@@ -81,3 +81,6 @@ pub enum FileKind {
     /// A channel to the monitor.
     Port(Port),
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,6 +74,9 @@ pub enum Error {
         /// Why.
         source: Errno,
     },
+    /// A description could not be made.
+    #[error("open files")]
+    Hands(#[source] crate::state::fd::error::Error),
     /// The freezer.
     #[error("the pod's cgroup")]
     Cgroup(#[from] kernel::cgroup::Error),

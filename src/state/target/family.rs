@@ -169,7 +169,11 @@ fn die_of(pid: i32, task: Stopped, signal: i32) -> Result<i32> {
     let sys = |doing| move |e: Errno| Error::Io { what: format!("process {pid}: {doing}"), source: e.into() };
     task.set_sigmask(0).map_err(Error::remote(pid, "ending it"))?;
     ptrace::tgkill(host, host, signal).map_err(sys("tgkill"))?;
-    ptrace::cont(host, 0).map_err(sys("PTRACE_CONT"))?;
+    // ESRCH: SIGKILL does not wait to be taken.
+    match ptrace::cont(host, 0) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(e) => return Err(sys("PTRACE_CONT")(e)),
+    }
     let status = until_ended(pid, host, |wait| match wait {
         Wait::Signal(n) if n == signal => signal,
         _ => 0,

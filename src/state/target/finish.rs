@@ -2,6 +2,7 @@
 
 use super::error::{Error, Result};
 use super::handover::{self, Arrangement, Coming};
+use super::hands::InProcess;
 use super::{Builder, Finished, check};
 use crate::remote::Arg;
 use crate::state::fd::{FdEntry, FileId};
@@ -18,9 +19,8 @@ use std::time::Instant;
 pub struct Hands<'a> {
     /// Every open file description.
     pub files: &'a HashMap<FileId, OwnedFd>,
-    /// Appends what has to be done in process `pid` of the pod itself (epoll entries, POSIX locks, owners of signals)
-    /// once all descriptors of all processes are in place. `Err`: why it cannot be done.
-    pub in_process: &'a dyn Fn(i32, &mut Script) -> std::result::Result<(), String>,
+    /// What has to be done in a process itself once all descriptors of all processes are in place.
+    pub in_process: &'a InProcess,
 }
 
 impl Builder {
@@ -63,7 +63,7 @@ impl Builder {
         self.release_init(Some(state.last_pid))?;
         self.objects.clear();
         self.stage("init", start);
-        Ok(Finished { repaired: Vec::new(), warnings: std::mem::take(&mut self.warnings) })
+        Ok(Finished { warnings: std::mem::take(&mut self.warnings), ..Finished::default() })
     }
 
     /// Descriptors under their numbers, then directory, root and umask.

@@ -19,6 +19,7 @@ mod family;
 mod files;
 mod finish;
 mod handover;
+mod hands;
 mod inside;
 mod leave;
 mod space;
@@ -31,6 +32,7 @@ use crate::base::AddrRange;
 use crate::kernel::cgroup::Freezer;
 use crate::remote::{Fate, Regs, Running, Slot, Stopped};
 use crate::state::fd::Port;
+use crate::state::fd::restore::{LateLock, Repaired, SocketFile};
 use crate::state::mm::MmId;
 use crate::state::mm::restore::Special;
 use crate::state::object::ObjectId;
@@ -69,8 +71,12 @@ pub struct Skeleton {
 /// What is left for the monitor to do when the pod runs.
 #[derive(Debug, Default)]
 pub struct Finished {
-    /// Sockets in repair, and the SO_REUSEADDR to set when repair is off.
-    pub repaired: Vec<(OwnedFd, bool)>,
+    /// Sockets in repair, to be switched on at activation.
+    pub repaired: Vec<Repaired>,
+    /// Files of sockets, to be brought to their places at activation.
+    pub socket_files: Vec<SocketFile>,
+    /// File locks that the source still holds where both see one file system.
+    pub late_locks: Vec<LateLock>,
     /// What could not be set and matters little, in words.
     pub warnings: Vec<String>,
 }
@@ -189,3 +195,6 @@ impl Drop for Builder {
         self.undo();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,4 @@
+//! TCP and UDP.
+
+use super::harness::Setup;
+pub const SETUPS: &[Setup] = &[];
