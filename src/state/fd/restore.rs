@@ -96,8 +96,7 @@ impl<'a> Hands<'a> {
     pub fn make(files: &'a [OpenFile], ctx: &'a HandsContext<'a>) -> Result<Made, Error> {
         validate(files)?;
         // Descriptions, duplicates of connections, pipes held for a while, and what this process has anyway.
-        descr::want_descriptors(files.len() as u64 * 3 + 1024)
-            .map_err(Error::restore("setrlimit(2) RLIMIT_NOFILE", || format!("{} files", files.len())))?;
+        descr::want_descriptors(files.len() as u64 * 3 + 1024);
         let mut hands = Self { ctx, injector: Injector::default(), made: Made::default() };
         match hands.all(files) {
             Ok(()) => Ok(hands.made),
@@ -221,10 +220,9 @@ impl<'a> Hands<'a> {
                 sets.push((fd.as_fd(), epoll));
             }
         }
-        let file = |id: FileId| made.get(&id).and_then(|fd| fd.try_clone().ok());
-        let signals =
+        let signal =
             |id: FileId| matches!(files.get(id.0 as usize), Some(f) if matches!(f.kind, FileKind::Signal(_)));
-        event::restore::fill(&sets, file, signals)
+        event::restore::fill(&sets, |id| made.get(&id).filter(|_| !signal(id)).map(AsFd::as_fd))
     }
 
     /// Status flags, locks and SO_REUSEADDR.

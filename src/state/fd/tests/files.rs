@@ -307,7 +307,7 @@ fn locks_are_taken_again_or_later() {
 }
 
 /// Number of descriptors of the big test.
-const MANY: i32 = 10_000;
+const MANY: i32 = 9_000;
 
 fn many() -> Vec<OwnedFd> {
     let (r, _w) = pipe2(OFlag::O_CLOEXEC).unwrap();
@@ -321,7 +321,7 @@ fn many() -> Vec<OwnedFd> {
         .collect()
 }
 
-/// Run by hand (`--ignored --nocapture`): what ten thousand descriptors cost.
+/// Run by hand (`--ignored --nocapture`): what nine thousand descriptors cost.
 #[test]
 #[ignore = "a measurement"]
 fn measure_many() {

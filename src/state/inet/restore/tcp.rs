@@ -166,6 +166,8 @@ fn finish(fd: BorrowedFd, ends: Ends, s: u8, link: &TcpLink, injector: &mut Inje
 /// Data never sent must not count as sent. It is queued with repair off, behind a closed window, so that it stays.
 fn unsent(fd: BorrowedFd, s: u8, link: &TcpLink, sent: usize) -> Result<(), Errno> {
     let mut shut = tcp_repair::window(fd)?;
+    // snd_wl1 of a fresh connection is 0, which the kernel refuses for half of all sequence numbers.
+    shut[0] = link.recv.seq;
     shut[1] = 0;
     tcp_repair::set_window(fd, shut)?;
     tcp_repair::off_quietly(fd)?;
