@@ -186,8 +186,7 @@ impl<'a> Hands<'a> {
             .filter_map(|(id, f)| if let FileKind::Tcp(t) = &f.kind { Some((id, t)) } else { None })
             .collect();
         for now in 0..=2 {
-            let these: Vec<(FileId, &TcpSocket)> =
-                all.iter().filter(|s| rank(s.1) == now).copied().collect();
+            let these: Vec<(FileId, &TcpSocket)> = all.iter().filter(|s| rank(s.1) == now).copied().collect();
             for made in inet::restore::tcp_all(&these)? {
                 self.made.warnings.extend(made.warnings);
                 for (id, fd, repaired) in made.sockets {
