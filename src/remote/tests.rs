@@ -205,6 +205,36 @@ fn a_sigstop_in_a_batch_takes_effect_after_it() {
 }
 
 #[test]
+fn a_critical_section_that_was_disturbed_is_aborted() {
+    let victim = Victim::start(super::victim::RSEQ, 3, &[]);
+    until("the first pass", || victim.line(0)[0] > 0 || victim.line(0)[1] > 0);
+    if victim.line(0)[1] == 77 {
+        eprintln!("the C library registers no rseq area here");
+        return;
+    }
+    let mut inside = 0;
+    until("five stops in a critical section", || {
+        let mut threads = stop_threads(victim.pid());
+        let [_, _, start, length] = victim.line(0);
+        let regs = threads[0].regs().expect("regs");
+        let hit = regs.rip.wrapping_sub(start) < length;
+        let (committed, aborted) = (victim.line(1)[0], victim.line(2)[0]);
+        if hit {
+            assert!(threads[0].portable_regs().expect("portable").rip.wrapping_sub(start) >= length);
+        }
+        visit(victim.pid(), &mut threads).expect("visit");
+        drop(threads);
+        if hit {
+            inside += 1;
+            until("the abort", || victim.line(2)[0] > aborted || victim.line(1)[0] > committed);
+            // Another pass may have been committed meanwhile, but not this one.
+            assert!(victim.line(2)[0] > aborted, "stop {inside}: committed as if undisturbed");
+        }
+        inside >= 5
+    });
+}
+
+#[test]
 fn a_traced_task_names_its_tracer() {
     let victim = Victim::work(1, &[]);
     let mut other = helper("remote::tests::tracer", &[("PODMIG_TEST_VICTIM", victim.pid().to_string())]);

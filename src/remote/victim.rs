@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 pub(crate) const WORK: &str = include_str!("victims/work.c");
+pub(crate) const RSEQ: &str = include_str!("victims/rseq.c");
 pub(crate) const CALLS: &str = include_str!("victims/calls.c");
 
 /// A running victim; killed and reaped at the end.
