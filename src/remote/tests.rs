@@ -237,7 +237,8 @@ fn a_critical_section_that_was_disturbed_is_aborted() {
 #[test]
 fn a_traced_task_names_its_tracer() {
     let victim = Victim::work(1, &[]);
-    let mut other = helper("remote::tests::tracer", &[("PODMIG_TEST_VICTIM", victim.pid().to_string())]);
+    let mut other =
+        helper("remote::tests::every_thread_is_held", &[("PODMIG_TEST_VICTIM", victim.pid().to_string())]);
     wait_ready(&mut other);
     let error = Running::seize(victim.pid(), 0).map(drop).expect_err("it is traced");
     assert!(matches!(&error, Error::Traced { tracer, .. } if *tracer != 0), "{error}");
@@ -258,14 +259,18 @@ fn wait_ready(child: &mut std::process::Child) {
     }
 }
 
-/// Not a test by itself: holds a victim stopped until killed.
+/// Stops a victim, of its own or, as a helper in a process of its own, another test's, which it then holds until killed.
 #[test]
-#[ignore = "run by a_traced_task_names_its_tracer in a process of its own"]
-fn tracer() {
-    let pid: i32 = std::env::var("PODMIG_TEST_VICTIM").expect("a victim").parse().expect("a pid");
-    let _threads = stop_threads(pid);
+fn every_thread_is_held() {
+    let given = std::env::var("PODMIG_TEST_VICTIM").ok().map(|pid| pid.parse::<i32>().expect("a pid"));
+    let own = given.is_none().then(|| Victim::work(2, &[]));
+    let pid = given.or(own.as_ref().map(Victim::pid)).expect("a victim");
+    let threads = stop_threads(pid);
+    let all = status::threads(pid).expect("threads");
+    assert_eq!(all.len(), threads.len());
+    assert!(all.iter().all(|&tid| status::of(tid).is_ok_and(|s| s.state == 't')));
     println!("at work");
-    loop {
+    while given.is_some() {
         std::thread::park();
     }
 }
