@@ -1,5 +1,8 @@
 //! Objects: content that belongs to the pod, is reached through a handle, and travels with it.
 
+pub mod collect;
+pub mod restore;
+
 use serde::{Deserialize, Serialize};
 
 /// Index into `Tree::objects`.
@@ -28,6 +31,17 @@ pub enum ObjectKind {
         /// Its path.
         path: Vec<u8>,
     },
+}
+
+impl ObjectKind {
+    /// The path or name it has or had; empty for anonymous memory.
+    pub fn name(&self) -> &[u8] {
+        match self {
+            ObjectKind::AnonShared => b"",
+            ObjectKind::Memfd { name, .. } => name,
+            ObjectKind::Deleted { path } | ObjectKind::Private { path } => path,
+        }
+    }
 }
 
 /// One object.
