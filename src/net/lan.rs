@@ -1,6 +1,6 @@
 //! `lan`: the pod's own hardware and network address on the hosts' network.
 
-use super::link::{Inside, Shape, host_if_name, inside, no_v6, open_route, set_up_inside};
+use super::link::{Inside, Shape, host_if_name, inside, no_v6, open_route, set_up_inside, settle};
 use super::{Error, Link, POD_IF, POD_IFINDEX, detach};
 use crate::base::PodId;
 use crate::base::spec::NetSpec;
@@ -59,7 +59,11 @@ fn finish(
             attach_port(route, host_if, &parent.name)?;
         }
     }
-    inside(netns, || set_up_inside(inner))
+    inside(netns, || set_up_inside(inner))?;
+    match link.host_if() {
+        Some(host_if) => settle(route, host_if),
+        None => Ok(()),
+    }
 }
 
 /// Makes the host side of a veth a port of its bridge, and up.

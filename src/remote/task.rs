@@ -186,8 +186,9 @@ impl Drop for Running {
         while let Ok(Some(event)) = next_event(self.tid, end.saturating_duration_since(Instant::now())) {
             match self.absorb(event) {
                 Ok(None) => {}
-                Ok(Some(_)) => {
-                    let _ = kernel::detach(self.tid, 0);
+                Ok(Some(why)) => {
+                    // Its own drop lets go; this stop is no more to be seen than any other.
+                    let _ = Stopped::new(self.tid, why, Fate::Detach).hide_stop();
                     return;
                 }
                 Err(_) => return,
@@ -228,6 +229,8 @@ pub struct Stopped {
     tid: i32,
     why: Why,
     fate: Fate,
+    /// Signal of the job-control stop it was found in; batches go on in spite of it.
+    group_stop: Option<i32>,
     mem: OnceCell<Mem>,
     /// A SIGSTOP that came in a batch: sent again when it is let go.
     pub(super) resend_stop: bool,
@@ -238,7 +241,19 @@ pub struct Stopped {
 
 impl Stopped {
     fn new(tid: i32, why: Why, fate: Fate) -> Self {
-        Self { tid, why, fate, mem: OnceCell::new(), resend_stop: false, rewound: false, local: PhantomData }
+        let mem = OnceCell::new();
+        let mut stopped = Self {
+            tid,
+            why,
+            fate,
+            group_stop: None,
+            mem,
+            resend_stop: false,
+            rewound: false,
+            local: PhantomData,
+        };
+        stopped.set_why(why);
+        stopped
     }
 
     /// Host thread id.
@@ -253,14 +268,17 @@ impl Stopped {
 
     pub(super) fn set_why(&mut self, why: Why) {
         self.why = why;
+        match why {
+            Why::GroupStop(signal) => self.group_stop = Some(signal),
+            // The kernel would say if the stop were still in force.
+            Why::Interrupted => self.group_stop = None,
+            Why::Marker | Why::Event(_) => {}
+        }
     }
 
-    /// The signal of the job-control stop it stands in, if any.
+    /// The signal of the job-control stop it goes back to when let go, if any.
     pub fn group_stop(&self) -> Option<i32> {
-        match self.why {
-            Why::GroupStop(signal) => Some(signal),
-            _ => None,
-        }
+        self.group_stop
     }
 
     /// Sets what dropping it does.

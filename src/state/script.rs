@@ -72,7 +72,14 @@ impl Script {
         self.note(what, about, nr, args, false)
     }
 
-    fn note(&mut self, what: &'static str, about: About, nr: libc::c_long, args: &[Arg], must: bool) -> CallIx {
+    fn note(
+        &mut self,
+        what: &'static str,
+        about: About,
+        nr: libc::c_long,
+        args: &[Arg],
+        must: bool,
+    ) -> CallIx {
         let call = if must { self.batch.must(nr, args) } else { self.batch.call(nr, args) };
         self.notes.push(Note { call, what, about, must });
         call

@@ -55,8 +55,9 @@ impl SentSet {
         send.add(&gone.intersect(&look.filed));
         let send = send.intersect(&look.mapped);
         let zero = gone.subtract(&send);
-        // A page of a file sent in place of a copy that is gone is as good as never sent.
-        self.sent = self.sent.subtract(&gone).union(&send.subtract(&gone.intersect(&look.filed)));
+        // Zero is declared without a look. A page of the file that takes the place of a lost copy is read, later, and
+        // may by then be a copy again and be lost once more before the next round: it stays sent, and is sent each time.
+        self.sent = self.sent.subtract(&zero).union(&send);
         self.owed = self.owed.subtract(&look.mapped);
         Plan { send, zero }
     }
@@ -66,6 +67,11 @@ impl SentSet {
         let pages = plan.send.union(&plan.zero);
         self.sent.add(&pages);
         self.owed.add(&pages);
+    }
+
+    /// The target lost these pages (it maps anew there): those it had are owed.
+    pub fn lost(&mut self, pages: &PageSet) {
+        self.owed.add(&self.sent.intersect(pages));
     }
 
     /// Everything the target may hold.

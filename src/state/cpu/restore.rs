@@ -13,7 +13,12 @@ const USER_DS: u64 = 0x2b;
 /// so memory must be in place.
 pub fn calls(s: &mut Script, c: &CpuState) {
     if c.tid_address != 0 {
-        s.must("set_tid_address", About::Addr(c.tid_address), libc::SYS_set_tid_address, &[c.tid_address.into()]);
+        s.must(
+            "set_tid_address",
+            About::Addr(c.tid_address),
+            libc::SYS_set_tid_address,
+            &[c.tid_address.into()],
+        );
     }
     let (head, len) = c.robust_list;
     if head != 0 {
@@ -21,12 +26,12 @@ pub fn calls(s: &mut Script, c: &CpuState) {
     }
     if let Some(r) = &c.rseq {
         let flags = u64::from(r.flags);
-        s.must("rseq (registration)", About::Addr(r.addr), libc::SYS_rseq, &[
-            r.addr.into(),
-            r.len.into(),
-            flags.into(),
-            r.sig.into(),
-        ]);
+        s.must(
+            "rseq (registration)",
+            About::Addr(r.addr),
+            libc::SYS_rseq,
+            &[r.addr.into(), r.len.into(), flags.into(), r.sig.into()],
+        );
     }
 }
 

@@ -30,7 +30,10 @@ pub fn beyond(c: &Cred, before: Before) -> Vec<String> {
         missing.push(format!("capabilities {permitted:#x} (permitted) are not to be had here"));
     }
     if c.cap_eff & !c.cap_prm != 0 {
-        missing.push(format!("effective capabilities {:#x} go beyond the permitted {:#x}", c.cap_eff, c.cap_prm));
+        missing.push(format!(
+            "effective capabilities {:#x} go beyond the permitted {:#x}",
+            c.cap_eff, c.cap_prm
+        ));
     }
     if c.cap_amb & !(c.cap_prm & c.cap_inh) != 0 {
         missing.push(format!("ambient capabilities {:#x} are not both permitted and inheritable", c.cap_amb));
@@ -42,10 +45,12 @@ pub fn beyond(c: &Cred, before: Before) -> Vec<String> {
 /// filters do not run yet (PTRACE_O_SUSPEND_SECCOMP). Afterwards `pdeath_signal` and `dumpable` are reset.
 pub fn calls(s: &mut Script, c: &Cred, before: Before) {
     if c.no_new_privs {
-        s.must("prctl(PR_SET_NO_NEW_PRIVS)", About::Nothing, libc::SYS_prctl, &[
-            PR_SET_NO_NEW_PRIVS.into(),
-            1u64.into(),
-        ]);
+        s.must(
+            "prctl(PR_SET_NO_NEW_PRIVS)",
+            About::Nothing,
+            libc::SYS_prctl,
+            &[PR_SET_NO_NEW_PRIVS.into(), 1u64.into()],
+        );
     }
     if c.seccomp == Seccomp::PodProfile {
         filter(s);
@@ -61,13 +66,20 @@ pub fn calls(s: &mut Script, c: &Cred, before: Before) {
     s.must("setresuid", About::Number(r.into()), libc::SYS_setresuid, &[r.into(), e.into(), v.into()]);
     s.must("setfsuid", About::Number(f.into()), libc::SYS_setfsuid, &[f.into()]);
     for cap in bits(before.bounding & !c.cap_bnd) {
-        s.must("prctl(PR_CAPBSET_DROP)", About::Number(cap as i64), libc::SYS_prctl, &[
-            PR_CAPBSET_DROP.into(),
-            cap.into(),
-        ]);
+        s.must(
+            "prctl(PR_CAPBSET_DROP)",
+            About::Number(cap as i64),
+            libc::SYS_prctl,
+            &[PR_CAPBSET_DROP.into(), cap.into()],
+        );
     }
     // Ambient capabilities and securebits want SETPCAP, so it is the last to go.
-    capset(s, c.cap_eff | (CAP_SETPCAP & before.permitted), c.cap_prm | (CAP_SETPCAP & before.permitted), c.cap_inh);
+    capset(
+        s,
+        c.cap_eff | (CAP_SETPCAP & before.permitted),
+        c.cap_prm | (CAP_SETPCAP & before.permitted),
+        c.cap_inh,
+    );
     ambient(s, 4, 0); // PR_CAP_AMBIENT_CLEAR_ALL
     for cap in bits(c.cap_amb) {
         ambient(s, 2, cap); // PR_CAP_AMBIENT_RAISE
@@ -81,20 +93,21 @@ fn bits(set: u64) -> impl Iterator<Item = u64> {
 }
 
 fn securebits(s: &mut Script, bits: u64) {
-    s.must("prctl(PR_SET_SECUREBITS)", About::Number(bits as i64), libc::SYS_prctl, &[
-        PR_SET_SECUREBITS.into(),
-        bits.into(),
-    ]);
+    s.must(
+        "prctl(PR_SET_SECUREBITS)",
+        About::Number(bits as i64),
+        libc::SYS_prctl,
+        &[PR_SET_SECUREBITS.into(), bits.into()],
+    );
 }
 
 fn ambient(s: &mut Script, verb: u64, cap: u64) {
-    s.must("prctl(PR_CAP_AMBIENT)", About::Number(cap as i64), libc::SYS_prctl, &[
-        PR_CAP_AMBIENT.into(),
-        verb.into(),
-        cap.into(),
-        0u64.into(),
-        0u64.into(),
-    ]);
+    s.must(
+        "prctl(PR_CAP_AMBIENT)",
+        About::Number(cap as i64),
+        libc::SYS_prctl,
+        &[PR_CAP_AMBIENT.into(), verb.into(), cap.into(), 0u64.into(), 0u64.into()],
+    );
 }
 
 fn capset(s: &mut Script, eff: u64, prm: u64, inh: u64) {
@@ -114,9 +127,10 @@ fn filter(s: &mut Script) {
     fprog.extend([0; 8]);
     let (program, fprog) = (s.data(&program), s.data(&fprog));
     s.pointer(fprog, 8, program, 0);
-    s.must("seccomp(SECCOMP_SET_MODE_FILTER)", About::Nothing, libc::SYS_seccomp, &[
-        u64::from(libc::SECCOMP_SET_MODE_FILTER).into(),
-        0u64.into(),
-        fprog.into(),
-    ]);
+    s.must(
+        "seccomp(SECCOMP_SET_MODE_FILTER)",
+        About::Nothing,
+        libc::SYS_seccomp,
+        &[u64::from(libc::SECCOMP_SET_MODE_FILTER).into(), 0u64.into(), fprog.into()],
+    );
 }

@@ -162,16 +162,14 @@ impl<'a> Scan<'a> {
             Class::Unix => {
                 let (table, sockets) = (&self.table, &self.sockets);
                 FileKind::Unix(self.queues.socket(table, id, sockets, &mut out.warnings)?)
-            },
+            }
             Class::Tcp => {
                 let saved = self.repaired.iter().find(|r| r.file == id.0);
                 let socket = inet::collect::tcp(&self.table, id, saved, &mut out.warnings)?;
                 out.kept += usize::from(matches!(socket.state, inet::TcpState::Linked { .. }));
                 FileKind::Tcp(socket)
             }
-            Class::Udp => {
-                FileKind::Udp(inet::collect::udp(&self.table, id, &mut out.warnings)?)
-            }
+            Class::Udp => FileKind::Udp(inet::collect::udp(&self.table, id, &mut out.warnings)?),
             Class::Other(name) => {
                 // `check::all` refuses these; only one that came up since could get here.
                 return Err(Error::Blocked(vec![check::blocker(desc, name, "", "")]));

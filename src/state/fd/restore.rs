@@ -222,7 +222,8 @@ impl<'a> Hands<'a> {
             }
         }
         let file = |id: FileId| made.get(&id).and_then(|fd| fd.try_clone().ok());
-        let signals = |id: FileId| matches!(files.get(id.0 as usize), Some(f) if matches!(f.kind, FileKind::Signal(_)));
+        let signals =
+            |id: FileId| matches!(files.get(id.0 as usize), Some(f) if matches!(f.kind, FileKind::Signal(_)));
         event::restore::fill(&sets, file, signals)
     }
 

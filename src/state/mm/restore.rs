@@ -96,19 +96,30 @@ pub struct Move {
 
 /// Takes away everything but the special mappings and `scratch`, and moves the former to where `layout` has them.
 /// `passing`: see [`moves`].
-pub fn clear(s: &mut Script, now: Special, layout: &MmLayout, scratch: AddrRange, passing: u64) -> Result<(), String> {
+pub fn clear(
+    s: &mut Script,
+    now: Special,
+    layout: &MmLayout,
+    scratch: AddrRange,
+    passing: u64,
+) -> Result<(), String> {
     let (moves, gone) = moves(now, Special::of(layout), passing)?;
     for range in all_but(now.ranges().chain([scratch])).into_iter().chain(gone) {
         unmap(s, range);
     }
     for m in moves {
-        s.must("mremap of a kernel mapping", About::Addr(m.to), libc::SYS_mremap, &[
-            m.from.into(),
-            m.len.into(),
-            m.len.into(),
-            (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED).into(),
-            m.to.into(),
-        ]);
+        s.must(
+            "mremap of a kernel mapping",
+            About::Addr(m.to),
+            libc::SYS_mremap,
+            &[
+                m.from.into(),
+                m.len.into(),
+                m.len.into(),
+                (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED).into(),
+                m.to.into(),
+            ],
+        );
     }
     Ok(())
 }
@@ -158,25 +169,35 @@ pub fn map(s: &mut Script, vmas: &[Vma], handle: &impl Fn(&Vma) -> Option<Arg>) 
             Backing::Anon => Arg::from(-1),
             _ => handle(vma).ok_or_else(|| format!("mapping {:?} names no file that is known", vma.range))?,
         };
-        s.must("mmap", About::Addr(vma.range.start), libc::SYS_mmap, &[
-            vma.range.start.into(),
-            vma.range.len().into(),
-            protection(vma.flags).into(),
-            mapping_flags(vma)?.into(),
-            fd,
-            offset.into(),
-        ]);
+        s.must(
+            "mmap",
+            About::Addr(vma.range.start),
+            libc::SYS_mmap,
+            &[
+                vma.range.start.into(),
+                vma.range.len().into(),
+                protection(vma.flags).into(),
+                mapping_flags(vma)?.into(),
+                fd,
+                offset.into(),
+            ],
+        );
         advise(s, vma.range, vma.flags);
         if let Some(name) = &vma.name {
             let text = s.path(name);
             // Needs CONFIG_ANON_VMA_NAME; the name is for people only.
-            s.may("prctl(PR_SET_VMA_ANON_NAME)", About::Addr(vma.range.start), libc::SYS_prctl, &[
-                PR_SET_VMA.into(),
-                PR_SET_VMA_ANON_NAME.into(),
-                vma.range.start.into(),
-                vma.range.len().into(),
-                text.into(),
-            ]);
+            s.may(
+                "prctl(PR_SET_VMA_ANON_NAME)",
+                About::Addr(vma.range.start),
+                libc::SYS_prctl,
+                &[
+                    PR_SET_VMA.into(),
+                    PR_SET_VMA_ANON_NAME.into(),
+                    vma.range.start.into(),
+                    vma.range.len().into(),
+                    text.into(),
+                ],
+            );
         }
     }
     Ok(())
@@ -209,10 +230,12 @@ pub fn advise(s: &mut Script, range: AddrRange, flags: VmaFlags) {
 /// mlock(2) of what was locked; it faults in what is still missing, so content comes first.
 pub fn lock(s: &mut Script, layout: &MmLayout) {
     for vma in layout.vmas.iter().filter(|v| v.flags.contains(VmaFlags::LOCKED)) {
-        s.must("mlock", About::Addr(vma.range.start), libc::SYS_mlock, &[
-            vma.range.start.into(),
-            vma.range.len().into(),
-        ]);
+        s.must(
+            "mlock",
+            About::Addr(vma.range.start),
+            libc::SYS_mlock,
+            &[vma.range.start.into(), vma.range.len().into()],
+        );
     }
 }
 
@@ -248,13 +271,12 @@ pub fn borders(s: &mut Script, b: &Borders, exe: Option<(Arg, i32)>) -> Result<(
     if !b.auxv.is_empty() {
         s.pointer(at, 88, auxv, 0);
     }
-    s.must("prctl(PR_SET_MM_MAP)", About::Nothing, libc::SYS_prctl, &[
-        PR_SET_MM.into(),
-        PR_SET_MM_MAP.into(),
-        at.into(),
-        MM_MAP.into(),
-        0u64.into(),
-    ]);
+    s.must(
+        "prctl(PR_SET_MM_MAP)",
+        About::Nothing,
+        libc::SYS_prctl,
+        &[PR_SET_MM.into(), PR_SET_MM_MAP.into(), at.into(), MM_MAP.into(), 0u64.into()],
+    );
     Ok(())
 }
 

@@ -45,7 +45,8 @@ pub fn nameless(o: &Object) -> Result<OwnedFd, Error> {
         return anon::shared(o.size).map_err(failed("making shared anonymous memory", b"/dev/zero"));
     };
     let failed = |call| failed(call, name);
-    let text = CString::new(&name[..name.len().min(MEMFD_NAME)]).map_err(|_| failed("memfd_create")(Errno::EINVAL))?;
+    let text = CString::new(&name[..name.len().min(MEMFD_NAME)])
+        .map_err(|_| failed("memfd_create")(Errno::EINVAL))?;
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let fd = memfd_create(text.as_c_str(), flags).map_err(failed("memfd_create"))?;
     settle(&fd, o, name)?;
@@ -138,7 +139,8 @@ pub fn maps_read_only(o: &Object) -> bool {
 /// A second handle to the same file that can only read; where `/proc` shows the calling process.
 pub fn read_only(fd: impl AsFd) -> Result<OwnedFd, Error> {
     let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
-    open(link.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed("open", link.as_bytes()))
+    open(link.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(failed("open", link.as_bytes()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Signals: handlers, masks, queues, alternate stacks.
 
-pub mod restore;
 pub mod collect;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
 

@@ -21,12 +21,12 @@ pub fn number(q: &QueuedSignal) -> Result<i32, String> {
 pub fn forget(s: &mut Script, signals: &[i32]) {
     let ignore = s.words(&[SIG_IGN, 0, 0, 0]);
     for &n in signals {
-        s.must("rt_sigaction (to drop a signal)", About::Number(n.into()), libc::SYS_rt_sigaction, &[
-            n.into(),
-            ignore.into(),
-            0u64.into(),
-            8u64.into(),
-        ]);
+        s.must(
+            "rt_sigaction (to drop a signal)",
+            About::Number(n.into()),
+            libc::SYS_rt_sigaction,
+            &[n.into(), ignore.into(), 0u64.into(), 8u64.into()],
+        );
     }
 }
 
@@ -37,12 +37,12 @@ pub fn actions(s: &mut Script, p: &ProcessSignals) {
             continue;
         }
         let act = s.words(&[a.handler, a.flags, a.restorer, a.mask]);
-        s.must("rt_sigaction", About::Number(n.into()), libc::SYS_rt_sigaction, &[
-            n.into(),
-            act.into(),
-            0u64.into(),
-            8u64.into(),
-        ]);
+        s.must(
+            "rt_sigaction",
+            About::Number(n.into()),
+            libc::SYS_rt_sigaction,
+            &[n.into(), act.into(), 0u64.into(), 8u64.into()],
+        );
     }
 }
 
@@ -52,11 +52,12 @@ pub fn process_queue(s: &mut Script, queue: &[QueuedSignal], pid: i32) -> Result
         let n = number(q)?;
         if n != libc::SIGSTOP {
             let info = s.data(&q.info);
-            s.must("rt_sigqueueinfo", About::Number(n.into()), libc::SYS_rt_sigqueueinfo, &[
-                pid.into(),
-                n.into(),
-                info.into(),
-            ]);
+            s.must(
+                "rt_sigqueueinfo",
+                About::Number(n.into()),
+                libc::SYS_rt_sigqueueinfo,
+                &[pid.into(), n.into(), info.into()],
+            );
         }
     }
     Ok(())
@@ -68,12 +69,12 @@ pub fn thread_queue(s: &mut Script, queue: &[QueuedSignal], pid: i32, tid: i32) 
         let n = number(q)?;
         if n != libc::SIGSTOP {
             let info = s.data(&q.info);
-            s.must("rt_tgsigqueueinfo", About::Number(n.into()), libc::SYS_rt_tgsigqueueinfo, &[
-                pid.into(),
-                tid.into(),
-                n.into(),
-                info.into(),
-            ]);
+            s.must(
+                "rt_tgsigqueueinfo",
+                About::Number(n.into()),
+                libc::SYS_rt_tgsigqueueinfo,
+                &[pid.into(), tid.into(), n.into(), info.into()],
+            );
         }
     }
     Ok(())
@@ -106,7 +107,9 @@ mod tests {
     #[test]
     fn only_whole_signals_are_queued() {
         assert_eq!(number(&queued(10, 128)), Ok(10));
-        for bad in [queued(10, 64), queued(0, 128), queued(65, 128), queued(9, 128), QueuedSignal { info: vec![] }] {
+        for bad in
+            [queued(10, 64), queued(0, 128), queued(65, 128), queued(9, 128), QueuedSignal { info: vec![] }]
+        {
             assert!(number(&bad).is_err());
         }
         assert!(stop_pending(&[queued(10, 128), queued(19, 128)]));

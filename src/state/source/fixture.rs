@@ -2,7 +2,9 @@
 
 use super::{PodView, Source};
 use crate::kernel::cgroup::{Cgroup, Hierarchies};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// What pid 1 does first: wait until it is in its cgroup.
 const PRELUDE: &str = r#"
-import ctypes, os, signal, socket, sys, threading, time
+import ctypes, os, signal, socket, sys, threading, time, traceback
 libc = ctypes.CDLL(None, use_errno=True)
 def say(*w): os.write(1, (" ".join(map(str, w)) + "\n").encode())
 def wait(): return sys.stdin.readline().strip()
@@ -18,7 +20,8 @@ def fork(f):
     pid = os.fork()
     if pid: return pid
     try: f()
-    finally: os._exit(0)
+    except BaseException: traceback.print_exc()
+    os._exit(1)
 def pause():
     while True: signal.pause()
 wait()
@@ -74,8 +77,12 @@ impl Pod {
         Self { unshare, init, cgroup, out, input }
     }
 
-    /// The next line it says.
+    /// The next line it says, waited for within bounds.
     pub fn line(&mut self) -> String {
+        if self.out.buffer().is_empty() {
+            let mut fds = [PollFd::new(self.out.get_ref().as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, PollTimeout::from(20_000u16)), Ok(1), "the pod says nothing");
+        }
         let mut line = String::new();
         self.out.read_line(&mut line).unwrap();
         assert!(!line.is_empty(), "the pod ended");

@@ -34,8 +34,7 @@ pub(super) fn learn(init: i32) -> Result<Host> {
     let maps_text = read("maps")?;
     let lines = maps::parse(&maps_text).ok_or_else(|| odd("maps"))?;
     let find = |name: &[u8]| lines.iter().find(|l| l.name == name).map(|l| l.range);
-    let special =
-        Special { vvar: find(b"[vvar]"), vclock: find(b"[vvar_vclock]"), vdso: find(b"[vdso]") };
+    let special = Special { vvar: find(b"[vvar]"), vclock: find(b"[vvar_vclock]"), vdso: find(b"[vdso]") };
     let init_maps = lines.iter().filter(|l| l.name != b"[vsyscall]").map(|l| l.range).collect();
     let status = procfs::process::Process::new(init)
         .and_then(|p| Ok((p.status()?, p.limits()?)))
@@ -45,7 +44,8 @@ pub(super) fn learn(init: i32) -> Result<Host> {
         procfs::process::LimitValue::Value(n) => n,
         procfs::process::LimitValue::Unlimited => u64::MAX,
     };
-    let pid_max: String = std::fs::read_to_string("/proc/sys/kernel/pid_max").map_err(Error::io("kernel.pid_max"))?;
+    let pid_max: String =
+        std::fs::read_to_string("/proc/sys/kernel/pid_max").map_err(Error::io("kernel.pid_max"))?;
     Ok(Host {
         before: cred::restore::Before {
             bounding: status.capbnd.unwrap_or(u64::MAX),
@@ -57,7 +57,8 @@ pub(super) fn learn(init: i32) -> Result<Host> {
         pid_max: pid_max.trim().parse().map_err(|_| odd("kernel.pid_max"))?,
         timer_ids: false,
         oom_score_adj: text("oom_score_adj")?.parse().map_err(|_| odd("oom_score_adj"))?,
-        coredump_filter: u32::from_str_radix(&text("coredump_filter")?, 16).map_err(|_| odd("coredump_filter"))?,
+        coredump_filter: u32::from_str_radix(&text("coredump_filter")?, 16)
+            .map_err(|_| odd("coredump_filter"))?,
     })
 }
 
@@ -108,9 +109,13 @@ impl Builder {
     fn handles(&self) -> Result<Skeleton> {
         let mut objects = HashMap::new();
         for (id, fd) in &self.objects {
-            objects.insert(*id, fd.try_clone().map_err(Error::io("a second handle to an object (fcntl F_DUPFD)"))?);
+            objects.insert(
+                *id,
+                fd.try_clone().map_err(Error::io("a second handle to an object (fcntl F_DUPFD)"))?,
+            );
         }
-        let pids = self.live.iter().filter_map(|pid| Some((MmId(*pid), self.bodies.get(pid)?.host))).collect();
+        let pids =
+            self.live.iter().filter_map(|pid| Some((MmId(*pid), self.bodies.get(pid)?.host))).collect();
         Ok(Skeleton { pids, objects })
     }
 
@@ -119,7 +124,9 @@ impl Builder {
         let vmas = tree.mms.iter().flat_map(|m| m.vmas.iter().map(|v| v.range));
         let passing = self.host.special.size();
         let hole = common_hole(vmas.chain(self.host.init_maps.iter().copied()), SCRATCH + passing)
-            .ok_or_else(|| Error::unfit(1)("no piece of address space is free in all processes".to_owned()))?;
+            .ok_or_else(|| {
+                Error::unfit(1)("no piece of address space is free in all processes".to_owned())
+            })?;
         self.passing = hole.start + SCRATCH;
         let failed = Error::remote(1, "making room in the pod's init");
         let at = self.ctx.syscall_at;
@@ -129,24 +136,24 @@ impl Builder {
 
         let mut s = Script::new();
         let pair = s.out(8);
-        s.must("socketpair", About::Nothing, libc::SYS_socketpair, &[
-            libc::AF_UNIX.into(),
-            libc::SOCK_STREAM.into(),
-            0u64.into(),
-            pair.into(),
-        ]);
-        let ids = s.batch().call(libc::SYS_prctl, &[
-            PR_TIMER_CREATE_RESTORE_IDS.into(),
-            2u64.into(),
-            0u64.into(),
-            0u64.into(),
-            0u64.into(),
-        ]);
+        s.must(
+            "socketpair",
+            About::Nothing,
+            libc::SYS_socketpair,
+            &[libc::AF_UNIX.into(), libc::SOCK_STREAM.into(), 0u64.into(), pair.into()],
+        );
+        let ids = s.batch().call(
+            libc::SYS_prctl,
+            &[PR_TIMER_CREATE_RESTORE_IDS.into(), 2u64.into(), 0u64.into(), 0u64.into(), 0u64.into()],
+        );
         let r = self.run(1, &s)?;
         self.host.timer_ids = r.ret(ids).is_ok();
         let (theirs, ours) = (r.int(pair, 0), r.int(pair, 4));
-        let fd = pidfd::borrow(self.ctx.init, ours)
-            .map_err(|source| Error::HandOver { pid: 1, what: "pidfd_getfd", source })?;
+        let fd = pidfd::borrow(self.ctx.init, ours).map_err(|source| Error::HandOver {
+            pid: 1,
+            what: "pidfd_getfd",
+            source,
+        })?;
         self.transport = Some(Transport { ours: fd, number: theirs });
         let mut s = Script::new();
         s.must("close", About::Number(ours.into()), libc::SYS_close, &[ours.into()]);
@@ -171,7 +178,12 @@ impl Builder {
         self.judge(pid, s, results)
     }
 
-    pub(super) fn judge(&mut self, pid: i32, s: &Script, results: crate::remote::Result<Results>) -> Result<Results> {
+    pub(super) fn judge(
+        &mut self,
+        pid: i32,
+        s: &Script,
+        results: crate::remote::Result<Results>,
+    ) -> Result<Results> {
         let results = results.map_err(Error::remote(pid, "running a batch"))?;
         let told = s.check(&results).map_err(|source| Error::Call { pid, source })?;
         self.warnings.extend(told.iter().map(|f| format!("process {pid}: {f}: {}", f.errno.desc())));
@@ -187,7 +199,12 @@ impl Builder {
 /// Everything but `number` closed.
 pub(super) fn close_all_but(s: &mut Script, number: i32) {
     let close = |s: &mut Script, first: u64, last: Arg| {
-        s.must("close_range", About::Number(first as i64), libc::SYS_close_range, &[first.into(), last, 0u64.into()]);
+        s.must(
+            "close_range",
+            About::Number(first as i64),
+            libc::SYS_close_range,
+            &[first.into(), last, 0u64.into()],
+        );
     };
     if number > 0 {
         close(s, 0, (number - 1).into());

@@ -104,8 +104,10 @@ mod tests {
             comm: vec![],
         };
         let file = MappedFile { path: b"/x".to_vec(), size: 1, mtime_ns: 0, writable: false, hash: None };
-        let vmas =
-            vec![vma(0x40_0000, Backing::File { file: MapFileId(0), offset: 0 }), vma(0x50_0000, Backing::Anon)];
+        let vmas = vec![
+            vma(0x40_0000, Backing::File { file: MapFileId(0), offset: 0 }),
+            vma(0x50_0000, Backing::Anon),
+        ];
         let mm = MmLayout { mm: MmId(5), vmas, borders: Borders::default(), exe: MapFileId(0) };
         Tree { procs: vec![node], mms: vec![mm], files: vec![file], objects: vec![] }
     }

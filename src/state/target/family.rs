@@ -45,8 +45,13 @@ impl Builder {
     /// EINVAL of a birth: the pid is beyond what the pod's own pid namespace allows (it may have its own limit).
     fn explain(&self, e: Error) -> Error {
         match &e {
-            Error::Call { pid, source } if source.errno == Errno::EINVAL && source.what.starts_with("clone3") => {
-                Error::Unfit { pid: *pid, what: format!("{source}: beyond the pod's kernel.pid_max, or no such pid") }
+            Error::Call { pid, source }
+                if source.errno == Errno::EINVAL && source.what.starts_with("clone3") =>
+            {
+                Error::Unfit {
+                    pid: *pid,
+                    what: format!("{source}: beyond the pod's kernel.pid_max, or no such pid"),
+                }
             }
             _ => e,
         }
@@ -127,7 +132,8 @@ impl Builder {
             return Err(Error::Unfit { pid: node.pid, what });
         }
         if status & CORE != 0 {
-            self.warnings.push(format!("process {}: its status no longer says that it dumped core", node.pid));
+            self.warnings
+                .push(format!("process {}: its status no longer says that it dumped core", node.pid));
         }
         Ok(())
     }
@@ -183,7 +189,9 @@ fn die_of(pid: i32, task: Stopped, signal: i32) -> Result<i32> {
 pub(super) fn end(pid: i32, body: Body) -> Result<()> {
     let gone = |e| e == Errno::ESRCH;
     match kill(Pid::from_raw(body.host), Signal::SIGKILL) {
-        Err(e) if !gone(e) => return Err(Error::Io { what: format!("process {pid}: kill"), source: e.into() }),
+        Err(e) if !gone(e) => {
+            return Err(Error::Io { what: format!("process {pid}: kill"), source: e.into() });
+        }
         _ => {}
     }
     for (_, task) in body.threads.into_iter().rev() {

@@ -50,7 +50,8 @@ fn open_one(file: &MappedFile, known: &mut Known) -> Result<File, (&'static str,
         e => ("unusable-file", format!("a mapped file cannot be opened here: {}", e.desc())),
     })?;
     let fd = File::from(fd);
-    let meta = fd.metadata().map_err(|e| ("unusable-file", format!("a mapped file cannot be looked at: {e}")))?;
+    let meta =
+        fd.metadata().map_err(|e| ("unusable-file", format!("a mapped file cannot be looked at: {e}")))?;
     if !meta.is_file() {
         return Err(("different-file", "a mapped file is no regular file here".to_owned()));
     }

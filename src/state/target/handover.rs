@@ -40,11 +40,12 @@ impl Coming {
             let header = s.words(&[0, 0, 0, 1, 0, space as u64, 0]);
             s.pointer(header, 16, iov, 0);
             s.pointer(header, 32, control, 0);
-            s.must("recvmsg of descriptors", About::Number(n as i64), libc::SYS_recvmsg, &[
-                from,
-                header.into(),
-                0u64.into(),
-            ]);
+            s.must(
+                "recvmsg of descriptors",
+                About::Number(n as i64),
+                libc::SYS_recvmsg,
+                &[from, header.into(), 0u64.into()],
+            );
             parts.push((control, header, n));
         }
         Self { parts }
@@ -74,8 +75,11 @@ impl Coming {
 /// Sends `fds` for a [`Coming::receive`] of the same number, in process `pid`.
 pub fn send(transport: &Transport, pid: i32, fds: &[BorrowedFd<'_>]) -> Result<()> {
     for part in fds.chunks(MAX_FDS) {
-        seqpacket::send(&transport.ours, b"d", part)
-            .map_err(|source| Error::HandOver { pid, what: "sendmsg", source })?;
+        seqpacket::send(&transport.ours, b"d", part).map_err(|source| Error::HandOver {
+            pid,
+            what: "sendmsg",
+            source,
+        })?;
     }
     Ok(())
 }
@@ -97,7 +101,8 @@ pub fn arrange(wanted: &[i32], transport: i32) -> Arrangement {
     let count = wanted.len() as i32;
     let in_way = transport <= count || wanted.binary_search(&transport).is_ok();
     let place = wanted.last().map_or(count, |last| (last + 1).max(count + 1));
-    let moved_to = in_way.then(|| (count + 1..place).find(|n| wanted.binary_search(n).is_err()).unwrap_or(place));
+    let moved_to =
+        in_way.then(|| (count + 1..place).find(|n| wanted.binary_search(n).is_err()).unwrap_or(place));
     let arrive: Vec<i32> = (0..count).collect();
     let moved = (0..wanted.len()).rev().filter(|&i| arrive[i] != wanted[i]).map(|i| (i, wanted[i])).collect();
     Arrangement { transport: moved_to, arrive, moved }

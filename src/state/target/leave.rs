@@ -1,8 +1,8 @@
 //! Leaving: everything detached under a frozen cgroup, or everything undone.
 
+use super::Builder;
 use super::error::{Error, Result};
 use super::family;
-use super::Builder;
 use crate::kernel::ptrace;
 use crate::remote::Fate;
 use crate::state::script::{About, Script};
@@ -82,19 +82,20 @@ impl Builder {
         } else {
             let path = s.path(b"/proc/sys/kernel/ns_last_pid");
             let flags = libc::O_WRONLY | libc::O_CLOEXEC;
-            s.may("open of", About::Path(b"/proc/sys/kernel/ns_last_pid".to_vec()), libc::SYS_openat, &[
-                libc::AT_FDCWD.into(),
-                path.into(),
-                flags.into(),
-            ])
+            s.may(
+                "open of",
+                About::Path(b"/proc/sys/kernel/ns_last_pid".to_vec()),
+                libc::SYS_openat,
+                &[libc::AT_FDCWD.into(), path.into(), flags.into()],
+            )
             .into()
         };
-        s.may("writing ns_last_pid", About::Number(last_pid.into()), libc::SYS_pwrite64, &[
-            fd,
-            data.into(),
-            text.len().into(),
-            0u64.into(),
-        ]);
+        s.may(
+            "writing ns_last_pid",
+            About::Number(last_pid.into()),
+            libc::SYS_pwrite64,
+            &[fd, data.into(), text.len().into(), 0u64.into()],
+        );
         if fd != LAST_PID_FD.into() {
             s.batch().call(libc::SYS_close, &[fd]);
         }
@@ -105,12 +106,10 @@ impl Builder {
     fn reap(&mut self) -> Result<()> {
         let mut s = Script::new();
         for pid in std::mem::take(&mut self.born) {
-            s.batch().call(libc::SYS_wait4, &[
-                pid.into(),
-                0u64.into(),
-                (libc::WNOHANG | libc::__WALL).into(),
-                0u64.into(),
-            ]);
+            s.batch().call(
+                libc::SYS_wait4,
+                &[pid.into(), 0u64.into(), (libc::WNOHANG | libc::__WALL).into(), 0u64.into()],
+            );
         }
         self.run(1, &s).map(drop)
     }

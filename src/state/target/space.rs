@@ -1,9 +1,9 @@
 //! Address spaces: each process takes the files it maps, drops init's mappings and makes its own, in one batch as a rule.
 
+use super::Builder;
 use super::build::close_all_but;
 use super::error::{Error, Result};
 use super::handover::{self, Coming};
-use super::Builder;
 use crate::base::AddrRange;
 use crate::remote::Arg;
 use crate::state::Tree;
@@ -95,7 +95,11 @@ impl Builder {
         }
         let results = self.run(pid, &s)?;
         if !coming.all_came(&results) {
-            return Err(Error::HandOver { pid, what: "its limit on open files", source: nix::errno::Errno::EMFILE });
+            return Err(Error::HandOver {
+                pid,
+                what: "its limit on open files",
+                source: nix::errno::Errno::EMFILE,
+            });
         }
         if pieces.len() == 0 {
             return Ok(());

@@ -28,7 +28,8 @@ impl Builder {
             let Some(host) = found.get(&t.tid) else {
                 return Err(Error::Unfit { pid: p.pid, what: format!("its thread {} was not born", t.tid) });
             };
-            let task = new_child(*host, Fate::Kill).map_err(Error::remote(p.pid, "taking over its thread"))?;
+            let task =
+                new_child(*host, Fate::Kill).map_err(Error::remote(p.pid, "taking over its thread"))?;
             body.threads.push((t.tid, task));
         }
         Ok(())
@@ -39,7 +40,12 @@ impl Builder {
     pub(super) fn stop_job(&mut self, pid: i32) -> Result<()> {
         let task = self.leader(pid)?;
         let host = task.tid();
-        let sys = |doing| move |e: nix::errno::Errno| Error::Io { what: format!("process {pid}: {doing}"), source: e.into() };
+        let sys = |doing| {
+            move |e: nix::errno::Errno| Error::Io {
+                what: format!("process {pid}: {doing}"),
+                source: e.into(),
+            }
+        };
         ptrace::tgkill(host, host, libc::SIGSTOP).map_err(sys("tgkill SIGSTOP"))?;
         ptrace::cont(host, 0).map_err(sys("PTRACE_CONT"))?;
         let start = Instant::now();
@@ -49,7 +55,9 @@ impl Builder {
                     ptrace::cont(host, libc::SIGSTOP).map_err(sys("PTRACE_CONT"))?;
                 }
                 Some(Wait::GroupStop(_)) => return Ok(()),
-                Some(Wait::Ended(_)) => return Err(Error::remote(pid, "stopping it")(remote::Error::Gone(host))),
+                Some(Wait::Ended(_)) => {
+                    return Err(Error::remote(pid, "stopping it")(remote::Error::Gone(host)));
+                }
                 Some(_) => ptrace::cont(host, 0).map_err(sys("PTRACE_CONT"))?,
                 None if start.elapsed() > PATIENCE => {
                     let what = "it does not come to its job-control stop".to_owned();
@@ -105,8 +113,8 @@ impl Builder {
         timer::restore::arm(&mut s, &p.timers);
         let results = slot.run(self.leader(pid)?, s.as_batch());
         let results = self.judge(pid, &s, results)?;
+        acts.check(&results, &mut self.warnings).map_err(Error::Hands)?;
         timer::restore::check(&timers, &results).map_err(&unfit)?;
-        acts.check(&results, &mut self.warnings)?;
         self.from_outside(p)
     }
 
@@ -213,7 +221,8 @@ fn forget_children(s: &mut Script, tree: &Tree, state: &PodState, p: &ProcessSta
 
 /// Whether the parent has yet to hear that `child` stopped: the signal that says so still waits.
 fn tells_of_stop(p: &ProcessState, child: i32) -> bool {
-    let word = |info: &[u8], at: usize| info.get(at..at + 4).and_then(|b| b.try_into().ok()).map(i32::from_le_bytes);
+    let word =
+        |info: &[u8], at: usize| info.get(at..at + 4).and_then(|b| b.try_into().ok()).map(i32::from_le_bytes);
     p.signals.pending.iter().any(|q| {
         // siginfo_t: si_signo, si_errno, si_code, padding, si_pid.
         word(&q.info, 0) == Some(libc::SIGCHLD)

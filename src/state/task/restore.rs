@@ -62,30 +62,32 @@ pub fn join(s: &mut Script, pgid: i32) {
 
 /// Becomes, or ceases to be, the one who gets orphans.
 pub fn subreaper(s: &mut Script, on: bool) {
-    s.must("prctl(PR_SET_CHILD_SUBREAPER)", About::Nothing, libc::SYS_prctl, &[
-        (libc::PR_SET_CHILD_SUBREAPER).into(),
-        u64::from(on).into(),
-    ]);
+    s.must(
+        "prctl(PR_SET_CHILD_SUBREAPER)",
+        About::Nothing,
+        libc::SYS_prctl,
+        &[(libc::PR_SET_CHILD_SUBREAPER).into(), u64::from(on).into()],
+    );
 }
 
 /// Waits for a child that has ended, so that its pid is free again.
 pub fn reap(s: &mut Script, pid: i32) {
-    s.must("wait4", About::Number(pid.into()), libc::SYS_wait4, &[
-        pid.into(),
-        0u64.into(),
-        (libc::WNOHANG | libc::__WALL).into(),
-        0u64.into(),
-    ]);
+    s.must(
+        "wait4",
+        About::Number(pid.into()),
+        libc::SYS_wait4,
+        &[pid.into(), 0u64.into(), (libc::WNOHANG | libc::__WALL).into(), 0u64.into()],
+    );
 }
 
 /// Takes note of a child's job-control stop, as the program had done.
 pub fn take_note_of_stop(s: &mut Script, pid: i32) {
-    s.may("wait4 (stopped child)", About::Number(pid.into()), libc::SYS_wait4, &[
-        pid.into(),
-        0u64.into(),
-        (libc::WNOHANG | libc::WUNTRACED).into(),
-        0u64.into(),
-    ]);
+    s.may(
+        "wait4 (stopped child)",
+        About::Number(pid.into()),
+        libc::SYS_wait4,
+        &[pid.into(), 0u64.into(), (libc::WNOHANG | libc::WUNTRACED).into(), 0u64.into()],
+    );
 }
 
 /// Current directory, root and umask; paths are those of the pod, so the directory comes before the root.
@@ -102,25 +104,30 @@ pub fn places(s: &mut Script, p: &ProcessState) {
 /// Settings of the whole process that need no privilege of ours afterwards.
 pub fn settings(s: &mut Script, p: &ProcessState) {
     let prctl = |s: &mut Script, what, option: i32, value: u64| {
-        s.must(what, About::Number(value as i64), libc::SYS_prctl, &[
-            option.into(),
-            value.into(),
-            0u64.into(),
-            0u64.into(),
-            0u64.into(),
-        ]);
+        s.must(
+            what,
+            About::Number(value as i64),
+            libc::SYS_prctl,
+            &[option.into(), value.into(), 0u64.into(), 0u64.into(), 0u64.into()],
+        );
     };
     if p.thp_disable {
         prctl(s, "prctl(PR_SET_THP_DISABLE)", libc::PR_SET_THP_DISABLE, 1);
     }
     subreaper(s, p.subreaper);
-    s.must("personality", About::Number(p.personality.into()), libc::SYS_personality, &[p.personality.into()]);
+    s.must(
+        "personality",
+        About::Number(p.personality.into()),
+        libc::SYS_personality,
+        &[p.personality.into()],
+    );
     for bit in (0..32).filter(|n| p.membarrier & (1 << n) != 0) {
-        s.must("membarrier (registration)", About::Number(bit), libc::SYS_membarrier, &[
-            (1u64 << bit).into(),
-            0u64.into(),
-            0u64.into(),
-        ]);
+        s.must(
+            "membarrier (registration)",
+            About::Number(bit),
+            libc::SYS_membarrier,
+            &[(1u64 << bit).into(), 0u64.into(), 0u64.into()],
+        );
     }
 }
 
@@ -128,24 +135,24 @@ pub fn settings(s: &mut Script, p: &ProcessState) {
 pub fn limits(s: &mut Script, p: &ProcessState) {
     for &(which, soft, hard) in &p.rlimits {
         let limit = s.words(&[soft, hard]);
-        s.must("prlimit64 (limit number)", About::Number(which.into()), libc::SYS_prlimit64, &[
-            0u64.into(),
-            which.into(),
-            limit.into(),
-            0u64.into(),
-        ]);
+        s.must(
+            "prlimit64 (limit number)",
+            About::Number(which.into()),
+            libc::SYS_prlimit64,
+            &[0u64.into(), which.into(), limit.into(), 0u64.into()],
+        );
     }
 }
 
 /// A soft limit on descriptors that leaves room while they are put in place.
 pub fn room_for_fds(s: &mut Script, soft: u64, hard: u64) {
     let limit = s.words(&[soft, hard]);
-    s.must("prlimit64 (RLIMIT_NOFILE)", About::Number(soft as i64), libc::SYS_prlimit64, &[
-        0u64.into(),
-        (libc::RLIMIT_NOFILE as u64).into(),
-        limit.into(),
-        0u64.into(),
-    ]);
+    s.must(
+        "prlimit64 (RLIMIT_NOFILE)",
+        About::Number(soft as i64),
+        libc::SYS_prlimit64,
+        &[0u64.into(), (libc::RLIMIT_NOFILE as u64).into(), limit.into(), 0u64.into()],
+    );
 }
 
 /// Name (in `comm`) of the calling thread.
@@ -158,55 +165,65 @@ pub fn name(s: &mut Script, comm: &[u8]) {
 pub fn sched(s: &mut Script, t: &ThreadState) {
     let want = &t.sched;
     let param = s.data(&want.priority.to_le_bytes());
-    s.must("sched_setscheduler", About::Number(want.policy.into()), libc::SYS_sched_setscheduler, &[
-        0u64.into(),
-        want.policy.into(),
-        param.into(),
-    ]);
-    s.must("setpriority", About::Number(want.nice.into()), libc::SYS_setpriority, &[
-        PRIO_PROCESS.into(),
-        0u64.into(),
-        want.nice.into(),
-    ]);
-    s.must("ioprio_set", About::Number(want.ioprio.into()), libc::SYS_ioprio_set, &[
-        IOPRIO_WHO_PROCESS.into(),
-        0u64.into(),
-        want.ioprio.into(),
-    ]);
+    s.must(
+        "sched_setscheduler",
+        About::Number(want.policy.into()),
+        libc::SYS_sched_setscheduler,
+        &[0u64.into(), want.policy.into(), param.into()],
+    );
+    s.must(
+        "setpriority",
+        About::Number(want.nice.into()),
+        libc::SYS_setpriority,
+        &[PRIO_PROCESS.into(), 0u64.into(), want.nice.into()],
+    );
+    s.must(
+        "ioprio_set",
+        About::Number(want.ioprio.into()),
+        libc::SYS_ioprio_set,
+        &[IOPRIO_WHO_PROCESS.into(), 0u64.into(), want.ioprio.into()],
+    );
     if !want.affinity.is_empty() {
         let mask = s.words(&want.affinity);
         // The CPUs it was bound to may not exist here; then it runs anywhere, and that is told.
-        s.may("sched_setaffinity", About::Nothing, libc::SYS_sched_setaffinity, &[
-            0u64.into(),
-            (want.affinity.len() * 8).into(),
-            mask.into(),
-        ]);
+        s.may(
+            "sched_setaffinity",
+            About::Nothing,
+            libc::SYS_sched_setaffinity,
+            &[0u64.into(), (want.affinity.len() * 8).into(), mask.into()],
+        );
     }
     // Zero would mean "back to the default"; real-time threads show it and need nothing.
     if want.timerslack_ns != 0 {
-        s.must("prctl(PR_SET_TIMERSLACK)", About::Number(want.timerslack_ns as i64), libc::SYS_prctl, &[
-            (libc::PR_SET_TIMERSLACK).into(),
-            want.timerslack_ns.into(),
-        ]);
+        s.must(
+            "prctl(PR_SET_TIMERSLACK)",
+            About::Number(want.timerslack_ns as i64),
+            libc::SYS_prctl,
+            &[(libc::PR_SET_TIMERSLACK).into(), want.timerslack_ns.into()],
+        );
     }
 }
 
 /// Signal at the parent's death; credentials must be final, since changing them clears it.
 pub fn death_signal(s: &mut Script, t: &ThreadState) {
-    s.must("prctl(PR_SET_PDEATHSIG)", About::Number(t.pdeath_signal.into()), libc::SYS_prctl, &[
-        (libc::PR_SET_PDEATHSIG).into(),
-        t.pdeath_signal.into(),
-    ]);
+    s.must(
+        "prctl(PR_SET_PDEATHSIG)",
+        About::Number(t.pdeath_signal.into()),
+        libc::SYS_prctl,
+        &[(libc::PR_SET_PDEATHSIG).into(), t.pdeath_signal.into()],
+    );
 }
 
 /// Whether others may look inside; last of all, since a change of credentials resets it.
 pub fn dumpable(s: &mut Script, p: &ProcessState) {
     // 2 (root only) is what the kernel gives after such a change and cannot be asked for.
     if p.dumpable != 2 {
-        s.must("prctl(PR_SET_DUMPABLE)", About::Number(p.dumpable.into()), libc::SYS_prctl, &[
-            (libc::PR_SET_DUMPABLE).into(),
-            p.dumpable.into(),
-        ]);
+        s.must(
+            "prctl(PR_SET_DUMPABLE)",
+            About::Number(p.dumpable.into()),
+            libc::SYS_prctl,
+            &[(libc::PR_SET_DUMPABLE).into(), p.dumpable.into()],
+        );
     }
 }
 
@@ -214,19 +231,21 @@ pub fn dumpable(s: &mut Script, p: &ProcessState) {
 pub fn end(s: &mut Script, comm: &[u8], status: i32) {
     name(s, comm);
     if libc::WIFSIGNALED(status) {
-        s.must("prctl(PR_SET_DUMPABLE)", About::Nothing, libc::SYS_prctl, &[
-            (libc::PR_SET_DUMPABLE).into(),
-            0u64.into(),
-        ]);
+        s.must(
+            "prctl(PR_SET_DUMPABLE)",
+            About::Nothing,
+            libc::SYS_prctl,
+            &[(libc::PR_SET_DUMPABLE).into(), 0u64.into()],
+        );
         let default = s.words(&[0; 4]);
         let signal = libc::WTERMSIG(status);
         if signal != libc::SIGKILL {
-            s.must("rt_sigaction (default)", About::Number(signal.into()), libc::SYS_rt_sigaction, &[
-                signal.into(),
-                default.into(),
-                0u64.into(),
-                8u64.into(),
-            ]);
+            s.must(
+                "rt_sigaction (default)",
+                About::Number(signal.into()),
+                libc::SYS_rt_sigaction,
+                &[signal.into(), default.into(), 0u64.into(), 8u64.into()],
+            );
         }
     }
 }

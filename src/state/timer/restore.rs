@@ -44,11 +44,12 @@ pub fn create(s: &mut Script, t: &Timers, ids_settable: bool) -> Result<Made, St
             create_one(s, p, id);
             made.0.push((n, id));
         } else {
-            s.must("timer_create", About::Number(n.into()), libc::SYS_timer_create, &[
-                (libc::CLOCK_MONOTONIC).into(),
-                0u64.into(),
-                id.into(),
-            ]);
+            s.must(
+                "timer_create",
+                About::Number(n.into()),
+                libc::SYS_timer_create,
+                &[(libc::CLOCK_MONOTONIC).into(), 0u64.into(), id.into()],
+            );
             s.must("timer_delete", About::Number(n.into()), libc::SYS_timer_delete, &[Arg::Int(id, 0)]);
         }
     }
@@ -56,13 +57,12 @@ pub fn create(s: &mut Script, t: &Timers, ids_settable: bool) -> Result<Made, St
 }
 
 fn restore_ids(s: &mut Script, on: u64) {
-    s.must("prctl(PR_TIMER_CREATE_RESTORE_IDS)", About::Nothing, libc::SYS_prctl, &[
-        PR_TIMER_CREATE_RESTORE_IDS.into(),
-        on.into(),
-        0u64.into(),
-        0u64.into(),
-        0u64.into(),
-    ]);
+    s.must(
+        "prctl(PR_TIMER_CREATE_RESTORE_IDS)",
+        About::Nothing,
+        libc::SYS_prctl,
+        &[PR_TIMER_CREATE_RESTORE_IDS.into(), on.into(), 0u64.into(), 0u64.into(), 0u64.into()],
+    );
 }
 
 fn create_one(s: &mut Script, p: &PosixTimer, id: Data) {
@@ -73,11 +73,12 @@ fn create_one(s: &mut Script, p: &PosixTimer, id: Data) {
     }
     event.resize(64, 0);
     let event = s.data(&event);
-    s.must("timer_create", About::Number(p.id.into()), libc::SYS_timer_create, &[
-        p.clock.into(),
-        event.into(),
-        id.into(),
-    ]);
+    s.must(
+        "timer_create",
+        About::Number(p.id.into()),
+        libc::SYS_timer_create,
+        &[p.clock.into(), event.into(), id.into()],
+    );
 }
 
 /// Whether every timer got its id: the first that did not.
@@ -93,22 +94,25 @@ pub fn arm(s: &mut Script, t: &Timers) {
     for p in &t.posix {
         if p.time.value_ns != 0 {
             let spec = s.words(&timespecs(p.time));
-            s.must("timer_settime", About::Number(p.id.into()), libc::SYS_timer_settime, &[
-                p.id.into(),
-                0u64.into(),
-                spec.into(),
-                0u64.into(),
-            ]);
+            s.must(
+                "timer_settime",
+                About::Number(p.id.into()),
+                libc::SYS_timer_settime,
+                &[p.id.into(), 0u64.into(), spec.into(), 0u64.into()],
+            );
         }
     }
     for (which, timer) in (0i32..).zip(t.itimers) {
-        if timer.value_ns != 0 {
+        // An interval without time left: it expired, and the kernel arms it again when its signal is taken. Armed for
+        // the shortest time it comes to the same: its signal is pending already and is not queued twice.
+        if timer.value_ns != 0 || timer.interval_ns != 0 {
             let spec = s.words(&timevals(timer));
-            s.must("setitimer", About::Number(which.into()), libc::SYS_setitimer, &[
-                which.into(),
-                spec.into(),
-                0u64.into(),
-            ]);
+            s.must(
+                "setitimer",
+                About::Number(which.into()),
+                libc::SYS_setitimer,
+                &[which.into(), spec.into(), 0u64.into()],
+            );
         }
     }
 }
@@ -120,13 +124,8 @@ fn timespecs(t: Itimer) -> [u64; 4] {
 
 /// `struct itimerval` in microseconds; a value of less than one is one, since zero would disarm.
 fn timevals(t: Itimer) -> [u64; 4] {
-    let value = t.value_ns.div_ceil(1000);
-    [
-        t.interval_ns / SECOND,
-        t.interval_ns % SECOND / 1000,
-        value / (SECOND / 1000),
-        value % (SECOND / 1000),
-    ]
+    let value = t.value_ns.div_ceil(1000).max(1);
+    [t.interval_ns / SECOND, t.interval_ns % SECOND / 1000, value / (SECOND / 1000), value % (SECOND / 1000)]
 }
 
 #[cfg(test)]
@@ -136,7 +135,15 @@ mod tests {
     #[test]
     fn a_nanosecond_left_does_not_disarm() {
         assert_eq!(timevals(Itimer { value_ns: 1, interval_ns: 0 }), [0, 0, 0, 1]);
-        assert_eq!(timevals(Itimer { value_ns: 1_999_999_001, interval_ns: 2_500_000_000 }), [2, 500_000, 2, 0]);
+        assert_eq!(
+            timevals(Itimer { value_ns: 0, interval_ns: 10_000_000 }),
+            [0, 10_000, 0, 1],
+            "expired, its signal pending"
+        );
+        assert_eq!(
+            timevals(Itimer { value_ns: 1_999_999_001, interval_ns: 2_500_000_000 }),
+            [2, 500_000, 2, 0]
+        );
         assert_eq!(timespecs(Itimer { value_ns: 1, interval_ns: SECOND + 2 }), [1, 2, 0, 1]);
     }
 

@@ -102,13 +102,8 @@ impl Sockets {
 
     /// Connections with data under way that no descriptor refers to (not accepted yet, or closed and still sending).
     pub fn lost(&self) -> Result<usize, Error> {
-        let states = [
-            state::ESTABLISHED,
-            state::FIN_WAIT1,
-            state::CLOSE_WAIT,
-            state::LAST_ACK,
-            state::CLOSING,
-        ];
+        let states =
+            [state::ESTABLISHED, state::FIN_WAIT1, state::CLOSE_WAIT, state::LAST_ACK, state::CLOSING];
         let mask = states.iter().fold(0, |m, s| m | 1u32 << s);
         let all: Vec<InetDiag> = self
             .diag

@@ -134,13 +134,7 @@ fn unsent_fin(s: u8, link: &TcpLink) -> bool {
     fin_out(s) && link.send.unsent > 0
 }
 
-fn finish(
-    fd: BorrowedFd,
-    ends: Ends,
-    s: u8,
-    link: &TcpLink,
-    injector: &mut Injector,
-) -> Result<(), Errno> {
+fn finish(fd: BorrowedFd, ends: Ends, s: u8, link: &TcpLink, injector: &mut Injector) -> Result<(), Errno> {
     tcp_repair::choose(fd, Queue::Recv)?;
     give(fd, &link.recv.data)?;
     tcp_repair::choose(fd, Queue::Send)?;
@@ -209,8 +203,7 @@ fn over(
     unread: &[u8],
     injector: &mut Injector,
 ) -> Result<(), Errno> {
-    let loopback: IpAddr =
-        if t.v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let loopback: IpAddr = if t.v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
     let ends = Ends {
         local: t.local.unwrap_or(SocketAddr::new(loopback, 0)),
         peer: SocketAddr::new(t.local.map_or(loopback, |a| a.ip()), 9),

@@ -27,7 +27,9 @@ fn sessions_groups_and_orphans_are_as_they_were() {
     assert_eq!(skeleton.pids.len(), want.len());
     let got: Vec<_> = want
         .iter()
-        .map(|(pid, ..)| family_of(pod.init, *pid).map(|(_, ppid, pgid, sid)| (*pid, ppid, pgid, sid)).unwrap())
+        .map(|(pid, ..)| {
+            family_of(pod.init, *pid).map(|(_, ppid, pgid, sid)| (*pid, ppid, pgid, sid)).unwrap()
+        })
         .collect();
     assert_eq!(got, want);
     assert_eq!(pod.cgroup.procs().unwrap().len(), want.len() + 1);
@@ -39,8 +41,18 @@ fn sessions_groups_and_orphans_are_as_they_were() {
 #[test]
 fn zombies_keep_their_status() {
     let pod = Pod::new();
-    let zombie = |pid, ppid, status| ProcNode { zombie: Some(status), comm: b"done".to_vec(), ..node(pid, ppid, 5, 5) };
-    let procs = vec![node(5, 1, 5, 5), zombie(6, 5, 7 << 8), zombie(7, 5, libc::SIGTERM), zombie(8, 5, libc::SIGKILL), zombie(9, 1, 3 << 8)];
+    let zombie = |pid, ppid, status| ProcNode {
+        zombie: Some(status),
+        comm: b"done".to_vec(),
+        ..node(pid, ppid, 5, 5)
+    };
+    let procs = vec![
+        node(5, 1, 5, 5),
+        zombie(6, 5, 7 << 8),
+        zombie(7, 5, libc::SIGTERM),
+        zombie(8, 5, libc::SIGKILL),
+        zombie(9, 1, 3 << 8),
+    ];
     let mut builder = pod.builder();
     builder.skeleton(&tree(&pod, procs)).unwrap();
     for pid in [6, 7, 8] {
@@ -108,9 +120,15 @@ fn mappings_lie_where_they_lay() {
     let scratch = builder.slot.unwrap();
     for v in &t.mms[0].vmas {
         let found = records.iter().find(|r| r.line.range == v.range);
-        let found = found.unwrap_or_else(|| panic!("{:?} is not there:\n{}", v.range, String::from_utf8_lossy(&text)));
+        let found = found
+            .unwrap_or_else(|| panic!("{:?} is not there:\n{}", v.range, String::from_utf8_lossy(&text)));
         let perms = found.line.perms;
-        let flags = [(perms.read(), F::READ), (perms.write(), F::WRITE), (perms.exec(), F::EXEC), (perms.shared(), F::SHARED)];
+        let flags = [
+            (perms.read(), F::READ),
+            (perms.write(), F::WRITE),
+            (perms.exec(), F::EXEC),
+            (perms.shared(), F::SHARED),
+        ];
         for (set, flag) in flags {
             assert_eq!(set, v.flags.contains(flag), "{v:?}");
         }
@@ -122,10 +140,16 @@ fn mappings_lie_where_they_lay() {
             (maps::VmFlags::DONTDUMP, F::DONTDUMP),
         ] {
             let special = matches!(v.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock);
-            assert!(special || found.flags.contains(theirs) == v.flags.contains(ours), "{v:?} {:?}", found.flags);
+            assert!(
+                special || found.flags.contains(theirs) == v.flags.contains(ours),
+                "{v:?} {:?}",
+                found.flags
+            );
         }
         match v.backing {
-            Backing::File { offset, .. } | Backing::Object { offset, .. } => assert_eq!(found.line.offset, offset),
+            Backing::File { offset, .. } | Backing::Object { offset, .. } => {
+                assert_eq!(found.line.offset, offset)
+            }
             _ => {}
         }
     }
@@ -143,7 +167,9 @@ fn mappings_lie_where_they_lay() {
     let exe = std::fs::read_link(format!("/proc/{host}/exe")).unwrap();
     assert_eq!(exe, pod.dir.path().join("program"));
     // An object is filled through its handle, and every mapping of it shows that.
-    std::fs::File::from(skeleton.objects[&ObjectId(0)].try_clone().unwrap()).write_all_at(b"shared", 5000).unwrap();
+    std::fs::File::from(skeleton.objects[&ObjectId(0)].try_clone().unwrap())
+        .write_all_at(b"shared", 5000)
+        .unwrap();
     let mut back = [0; 6];
     crate::remote::Mem::open(host).unwrap().read(0x2040_0000 + 5000, &mut back).unwrap();
     assert_eq!(&back, b"shared");

@@ -2,16 +2,16 @@
 //! still frozen, then let run.
 
 use super::*;
+use crate::state::PodState;
 use crate::state::cpu::{CpuState, Regs};
 use crate::state::cred::Cred;
+use crate::state::fd::restore::Inside;
 use crate::state::fd::{FdEntry, FileId, FileKind, OpenFile, Port};
 use crate::state::signal::{ProcessSignals, QueuedSignal, SigAction, ThreadSignals};
-use crate::state::fd::restore::Inside;
 use crate::state::target::Error;
 use crate::state::target::finish::Hands;
 use crate::state::task::{ProcessState, Sched, ThreadState};
 use crate::state::timer::{Itimer, PosixTimer, Timers};
-use crate::state::PodState;
 use std::os::fd::OwnedFd;
 
 /// `inc qword [rbx]; jmp`: counts at rbx for ever.
@@ -28,7 +28,16 @@ fn data_page() -> Vma {
 }
 
 fn thread(tid: i32, rip: u64, rbx: u64, xstate: &[u8]) -> ThreadState {
-    let regs = Regs { rip, rbx, rsp: DATA + 0x3000, cs: 0x33, ss: 0x2b, eflags: 0x202, orig_rax: u64::MAX, ..Regs::default() };
+    let regs = Regs {
+        rip,
+        rbx,
+        rsp: DATA + 0x3000,
+        cs: 0x33,
+        ss: 0x2b,
+        eflags: 0x202,
+        orig_rax: u64::MAX,
+        ..Regs::default()
+    };
     ThreadState {
         tid,
         comm: format!("thread {tid}").into_bytes(),
@@ -164,8 +173,11 @@ fn threads_run_on_only_when_thawed() {
     nodes[0].tids = vec![5, 17, 9, 300];
     let mut st = stage(nodes);
     let tids = [5, 17, 9, 300];
-    let threads =
-        tids.iter().enumerate().map(|(n, tid)| thread(*tid, COUNT_AT, DATA + 8 * n as u64, &st.xstate)).collect();
+    let threads = tids
+        .iter()
+        .enumerate()
+        .map(|(n, tid)| thread(*tid, COUNT_AT, DATA + 8 * n as u64, &st.xstate))
+        .collect();
     let other = process(40, vec![thread(40, COUNT_AT, DATA, &st.xstate)]);
     let state = state_of(vec![process(5, threads), other]);
     let start = Instant::now();
@@ -213,7 +225,14 @@ fn descriptors_come_under_their_numbers() {
     let described = OpenFile { flags: 0, owner: (0, 0, 0), kind: FileKind::Port(Port::Stdout) };
     let entry = |fd, file, cloexec| FdEntry { fd, file: FileId(file), cloexec };
     let mut first = process(5, vec![thread(5, PAUSE_AT, 0, &st.xstate)]);
-    first.fds = vec![entry(0, 0, false), entry(2, 1, true), entry(6, 2, false), entry(7, 3, true), entry(900, 4, true), entry(901, 0, false)];
+    first.fds = vec![
+        entry(0, 0, false),
+        entry(2, 1, true),
+        entry(6, 2, false),
+        entry(7, 3, true),
+        entry(900, 4, true),
+        entry(901, 0, false),
+    ];
     let mut second = process(6, vec![thread(6, PAUSE_AT, 0, &st.xstate)]);
     second.fds = (0..600).map(|n| entry(n, n as u32 % 5, n % 3 == 0)).collect();
     let expected = [first.fds.clone(), second.fds.clone()];
@@ -291,7 +310,10 @@ fn signals_timers_and_settings_are_as_they_were() {
     assert_eq!(status(host, 6)["SigBlk"], bits(&[10]));
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{host}/{name}")).unwrap();
     let timers = read("timers");
-    assert!(timers.contains("ID: 0\n") && timers.contains("ID: 3\n") && !timers.contains("\nID: 1\n"), "{timers}");
+    assert!(
+        timers.contains("ID: 0\n") && timers.contains("ID: 3\n") && !timers.contains("\nID: 1\n"),
+        "{timers}"
+    );
     assert_eq!((read("oom_score_adj").trim(), read("coredump_filter").trim()), ("500", "0000007f"));
     assert_eq!(read("personality").trim(), "00040000");
     assert!(read("limits").contains("Max open files            100                  200 "));
@@ -356,9 +378,15 @@ fn credentials_are_put_on_per_thread() {
     let hex = |n: u64| format!("{n:016x}");
     assert_eq!((&s["CapInh"], &s["CapPrm"], &s["CapEff"]), (&hex(1 << 10), &hex(caps), &hex(1 << 13)));
     assert_eq!((&s["CapBnd"], &s["CapAmb"]), (&hex(caps | 1), &hex(1 << 10)));
-    assert_eq!((s["NoNewPrivs"].as_str(), s["Seccomp"].as_str(), s["Seccomp_filters"].as_str()), ("1", "2", "1"));
+    assert_eq!(
+        (s["NoNewPrivs"].as_str(), s["Seccomp"].as_str(), s["Seccomp_filters"].as_str()),
+        ("1", "2", "1")
+    );
     let s = status(host, 6);
-    assert_eq!((s["Uid"].as_str(), s["Seccomp"].as_str(), s["NoNewPrivs"].as_str()), ("0\t0\t0\t0", "0", "0"));
+    assert_eq!(
+        (s["Uid"].as_str(), s["Seccomp"].as_str(), s["NoNewPrivs"].as_str()),
+        ("0\t0\t0\t0", "0", "0")
+    );
     assert_eq!(s["CapEff"], hex(root().cap_eff));
     drop(left);
 }

@@ -37,7 +37,8 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 fn compile(dir: &Path, name: &str, source: &str, flags: &[&str]) -> PathBuf {
     let (c, out) = (dir.join(format!("{name}.c")), dir.join(name));
     std::fs::write(&c, source).unwrap();
-    let done = Command::new("gcc").args(["-O1", "-w"]).args(flags).arg("-o").arg(&out).arg(&c).output().unwrap();
+    let done =
+        Command::new("gcc").args(["-O1", "-w"]).args(flags).arg("-o").arg(&out).arg(&c).output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     out
 }
@@ -165,11 +166,9 @@ fn layout(pid: i32, more: Vec<Vma>) -> MmLayout {
         vma(CODE, 1, VmaFlags::READ | VmaFlags::WRITE | VmaFlags::EXEC, Backing::Anon),
     ];
     let mut at = 0x7fff_0000_0000;
-    for (name, backing) in [
-        (&b"[vvar]"[..], Backing::Vvar),
-        (b"[vvar_vclock]", Backing::VvarVclock),
-        (b"[vdso]", Backing::Vdso),
-    ] {
+    for (name, backing) in
+        [(&b"[vvar]"[..], Backing::Vvar), (b"[vvar_vclock]", Backing::VvarVclock), (b"[vdso]", Backing::Vdso)]
+    {
         if let Some(line) = maps::parse(&own).unwrap().iter().find(|l| l.name == name) {
             let exec = if backing == Backing::Vdso { VmaFlags::EXEC } else { VmaFlags::empty() };
             vmas.push(Vma {
