@@ -30,6 +30,10 @@ pub enum Kind {
     Taken,
     /// 124: `wait --timeout` ran out.
     Timeout,
+    /// 126: the command is there but cannot be executed.
+    CannotExecute,
+    /// 127: the command was not found.
+    NoSuchCommand,
 }
 
 impl Kind {
@@ -46,6 +50,8 @@ impl Kind {
             Kind::Elsewhere => 8,
             Kind::Taken => 9,
             Kind::Timeout => 124,
+            Kind::CannotExecute => 126,
+            Kind::NoSuchCommand => 127,
         }
     }
 }

@@ -15,6 +15,15 @@ pub struct MoveId(String);
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PodName(String);
 
+/// What became of an attempt, by the target's record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Decision {
+    /// The target owns the pod.
+    Committed,
+    /// It never will.
+    Aborted,
+}
+
 fn hex16(text: &str) -> bool {
     text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

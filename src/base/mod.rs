@@ -7,4 +7,4 @@ pub mod spec;
 
 pub use addr::{AddrRange, RemoteAddr};
 pub use failure::{Blocker, Failure, Kind};
-pub use id::{MoveId, PodId, PodName};
+pub use id::{Decision, MoveId, PodId, PodName};

@@ -51,8 +51,7 @@ pub fn set_pipe_size(fd: impl AsFd, bytes: u32) -> Result<(), Errno> {
 pub fn tee(from: impl AsFd, to: impl AsFd, len: usize) -> Result<usize, Errno> {
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
     // SAFETY: no pointers.
-    Errno::result(unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) })
-        .map(|n| n.unsigned_abs())
+    Errno::result(unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) }).map(|n| n.unsigned_abs())
 }
 
 /// A duplicate, close-on-exec, with the lowest free number not below `min`. Errors: EINVAL (`min` over the limit), EMFILE.

@@ -235,12 +235,8 @@ impl FdDir {
 
     /// The fdinfo of `fd`. Errors: ENOENT (closed), EBADMSG (not understood).
     pub fn info(&self, fd: RawFd) -> Result<FdInfo, Errno> {
-        let file = openat(
-            &self.info,
-            fd.to_string().as_str(),
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )?;
+        let file =
+            openat(&self.info, fd.to_string().as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         let mut text = Vec::with_capacity(512);
         let mut chunk = [0u8; 4096];
         loop {
@@ -290,10 +286,7 @@ mod tests {
         let l = FdInfo::parse("pos:\t10\nflags:\t0100001\nlock:\t1: POSIX  ADVISORY  WRITE 1 fe:00:5678 7 9\nlock:\t2: FLOCK  ADVISORY  READ 1 fe:00:1 0 EOF\n").unwrap();
         assert_eq!(l.pos, 10);
         let posix = Lock { kind: LockType::Posix, exclusive: true, start: 7, end: Some(9) };
-        assert_eq!(
-            l.locks,
-            [posix, Lock { kind: LockType::Flock, exclusive: false, start: 0, end: None }]
-        );
+        assert_eq!(l.locks, [posix, Lock { kind: LockType::Flock, exclusive: false, start: 0, end: None }]);
         for bad in ["pos:\tx", "flags:\t9", "tfd: x events: 1", "lock:\t1: POSIX", "it_value: (1, 1)"] {
             assert_eq!(FdInfo::parse(bad), None, "{bad}");
         }

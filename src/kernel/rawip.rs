@@ -128,13 +128,7 @@ impl Injector {
         self.send(from, to, libc::IPPROTO_UDP as u8, &h)
     }
 
-    fn send(
-        &mut self,
-        from: SocketAddr,
-        to: SocketAddr,
-        protocol: u8,
-        body: &[u8],
-    ) -> Result<(), Errno> {
+    fn send(&mut self, from: SocketAddr, to: SocketAddr, protocol: u8, body: &[u8]) -> Result<(), Errno> {
         if from.is_ipv4() != to.is_ipv4() {
             return Err(Errno::EAFNOSUPPORT);
         }
@@ -142,11 +136,8 @@ impl Injector {
             return Err(Errno::EADDRNOTAVAIL);
         }
         let packet = ip_packet(from.ip(), to.ip(), protocol, body)?;
-        let (slot, domain) = if to.is_ipv4() {
-            (&mut self.v4, libc::AF_INET)
-        } else {
-            (&mut self.v6, libc::AF_INET6)
-        };
+        let (slot, domain) =
+            if to.is_ipv4() { (&mut self.v4, libc::AF_INET) } else { (&mut self.v6, libc::AF_INET6) };
         let fd = match slot {
             Some(fd) => fd,
             None => slot.insert(sock::socket(domain, libc::SOCK_RAW, libc::IPPROTO_RAW)?),

@@ -45,9 +45,7 @@ pub fn get_i32(fd: impl AsFd, level: i32, name: i32) -> Result<i32, Errno> {
     let fd = fd.as_fd().as_raw_fd();
     let mut len: libc::socklen_t = 4;
     // SAFETY: four writable bytes, `len` says so.
-    Errno::result(unsafe {
-        libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &raw mut len)
-    })?;
+    Errno::result(unsafe { libc::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &raw mut len) })?;
     Ok(i32::from_ne_bytes(value))
 }
 
@@ -338,9 +336,9 @@ pub fn recv(fd: impl AsFd, buf: &mut [u8], flags: i32) -> Result<Received, Errno
         // SAFETY: `data` is `n` bytes inside the control buffer.
         let bytes = unsafe { std::slice::from_raw_parts(data, n) };
         match (level, kind) {
-            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => got.fds.extend(
-                bytes.chunks_exact(4).map(|c| own(RawFd::from_ne_bytes([c[0], c[1], c[2], c[3]]))),
-            ),
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => got
+                .fds
+                .extend(bytes.chunks_exact(4).map(|c| own(RawFd::from_ne_bytes([c[0], c[1], c[2], c[3]])))),
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if n >= 12 => {
                 let word = |i: usize| [bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]];
                 got.cred = Some(Ucred {

@@ -81,8 +81,7 @@ fn attributes(mut b: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 fn unix_message(b: &[u8]) -> Option<UnixDiag> {
-    let mut d =
-        UnixDiag { kind: *b.get(1)?, state: *b.get(2)?, ino: u32_at(b, 4)?, ..UnixDiag::default() };
+    let mut d = UnixDiag { kind: *b.get(1)?, state: *b.get(2)?, ino: u32_at(b, 4)?, ..UnixDiag::default() };
     for (kind, value) in attributes(b.get(16..)?) {
         match kind {
             0 if value.first() == Some(&0) => d.name = Some(value.to_vec()),

@@ -103,9 +103,7 @@ pub struct Info {
 /// `TCP_INFO`.
 pub fn info(fd: impl AsFd) -> Result<Info, Errno> {
     let b = sock::get(fd, TCP, libc::TCP_INFO, 104)?;
-    let word = |at: usize| {
-        b.get(at..at + 4).map_or(0, |w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]]))
-    };
+    let word = |at: usize| b.get(at..at + 4).map_or(0, |w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]]));
     let (Some(state), Some(options), Some(scales)) = (b.first(), b.get(5), b.get(6)) else {
         return Err(Errno::EBADMSG);
     };

@@ -97,9 +97,8 @@ mod tests {
 
     #[test]
     fn ids_change_for_one_thread_and_come_back() {
-        let inside = as_user(1234, 4321, || {
-            (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
-        });
+        let inside =
+            as_user(1234, 4321, || (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()));
         assert_eq!(inside, Ok((1234, 4321)));
         assert_eq!(nix::unistd::geteuid().as_raw(), 0);
         assert_eq!(nix::unistd::chown("/proc/self/fd/0", None, None), Ok(()));

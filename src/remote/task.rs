@@ -38,8 +38,8 @@ pub enum Why {
 /// Registers and mask, to be put back by [`Stopped::restore`].
 #[derive(Clone, Copy, Debug)]
 pub struct Saved {
-    regs: Regs,
-    mask: u64,
+    pub(super) regs: Regs,
+    pub(super) mask: u64,
 }
 
 /// The next state change of `tid` within `limit`; None when it ran out. Spins first: a stop is microseconds away as a rule.
@@ -186,8 +186,9 @@ impl Drop for Running {
         while let Ok(Some(event)) = next_event(self.tid, end.saturating_duration_since(Instant::now())) {
             match self.absorb(event) {
                 Ok(None) => {}
-                Ok(Some(_)) => {
-                    let _ = kernel::detach(self.tid, 0);
+                Ok(Some(why)) => {
+                    // Its own drop lets go; this stop is no more to be seen than any other.
+                    let _ = Stopped::new(self.tid, why, Fate::Detach).hide_stop();
                     return;
                 }
                 Err(_) => return,
@@ -228,11 +229,11 @@ pub struct Stopped {
     tid: i32,
     why: Why,
     fate: Fate,
+    /// Signal of the job-control stop it was found in; batches go on in spite of it.
+    group_stop: Option<i32>,
     mem: OnceCell<Mem>,
     /// A SIGSTOP that came in a batch: sent again when it is let go.
     pub(super) resend_stop: bool,
-    /// Foreign signals of the marker's number that came in a batch: queued again when it is let go.
-    pub(super) held: Vec<SigInfo>,
     /// Its −EINTR was rewound: looked at again when it is let go.
     rewound: bool,
     local: PhantomData<*const ()>,
@@ -240,16 +241,19 @@ pub struct Stopped {
 
 impl Stopped {
     fn new(tid: i32, why: Why, fate: Fate) -> Self {
-        Self {
+        let mem = OnceCell::new();
+        let mut stopped = Self {
             tid,
             why,
             fate,
-            mem: OnceCell::new(),
+            group_stop: None,
+            mem,
             resend_stop: false,
-            held: Vec::new(),
             rewound: false,
             local: PhantomData,
-        }
+        };
+        stopped.set_why(why);
+        stopped
     }
 
     /// Host thread id.
@@ -264,14 +268,17 @@ impl Stopped {
 
     pub(super) fn set_why(&mut self, why: Why) {
         self.why = why;
+        match why {
+            Why::GroupStop(signal) => self.group_stop = Some(signal),
+            // The kernel would say if the stop were still in force.
+            Why::Interrupted => self.group_stop = None,
+            Why::Marker | Why::Event(_) => {}
+        }
     }
 
-    /// The signal of the job-control stop it stands in, if any.
+    /// The signal of the job-control stop it goes back to when let go, if any.
     pub fn group_stop(&self) -> Option<i32> {
-        match self.why {
-            Why::GroupStop(signal) => Some(signal),
-            _ => None,
-        }
+        self.group_stop
     }
 
     /// Sets what dropping it does.
@@ -347,7 +354,7 @@ impl Stopped {
     /// Registers with which it can go on anywhere, to be written exactly as they are, `orig_rax` included: a call is made again,
     /// an rseq critical section is aborted, and a signal with a handler that waits now is taken as the kernel would have let it.
     pub fn portable_regs(&self) -> Result<Regs> {
-        let regs = self.regs()?;
+        let regs = self.call_regs(self.regs()?)?;
         let handler_waits = restart::judge(&regs) != Verdict::Done && self.status()?.deliverable() != 0;
         let mut out = restart::portable(&regs, handler_waits);
         if out.orig_rax == u64::MAX {
@@ -356,11 +363,20 @@ impl Stopped {
         Ok(out)
     }
 
-    /// Registers of the crash frame: always rewound, rseq critical section aborted.
-    pub(super) fn crash_regs(&self, found: &Regs) -> Result<Regs> {
-        let mut out = restart::rewound(found);
-        out.rip = self.rseq_aborted(out.rip)?;
-        Ok(out)
+    /// `regs` with the number of the call in `orig_rax`, where the kernel had made `restart_syscall` of it and the number can be found.
+    pub(super) fn call_regs(&self, mut regs: Regs) -> Result<Regs> {
+        const BEFORE: usize = 24;
+        if regs.orig_rax as i64 != restart::RESTART_SYSCALL || restart::judge(&regs) == Verdict::Done {
+            return Ok(regs);
+        }
+        let mem = self.mem()?;
+        let mut code = [0; BEFORE];
+        let start = regs.rip.wrapping_sub(2 + BEFORE as u64);
+        let code = if mem.read(start, &mut code).is_ok() { &code[..] } else { &[] };
+        if let Some(nr) = restart::original_call(&regs, code, |at| mem.word(at).ok()) {
+            regs.orig_rax = nr as u64;
+        }
+        Ok(regs)
     }
 
     /// `rip`, or the abort handler when it lies in the rseq critical section in force (`struct rseq_cs`, linux/rseq.h).
@@ -428,12 +444,11 @@ impl Stopped {
         Ok(Running { tid: this.tid, fate: this.fate, local: PhantomData })
     }
 
-    /// Lets go of it. Signals swallowed in batches are put back first; a job-control stop holds it again. Gone is fine.
+    /// Lets go of it. A SIGSTOP swallowed in a batch is sent again first; a job-control stop holds it again. Gone is fine.
     pub fn detach(mut self) -> Result<()> {
-        let signal = self.put_back_signals();
-        let result = signal.and_then(|signal| {
-            kernel::detach(self.tid, signal).map_err(Error::sys(self.tid, "PTRACE_DETACH"))
-        });
+        let sent = self.put_back_stop();
+        let detached = kernel::detach(self.tid, 0).map_err(Error::sys(self.tid, "PTRACE_DETACH"));
+        let result = sent.and(detached);
         let _forgotten = ManuallyDrop::new(self);
         match result {
             Err(Error::Gone(_)) => Ok(()),
@@ -441,24 +456,18 @@ impl Stopped {
         }
     }
 
-    /// Puts back what batches took: returns the signal to detach with. One foreign marker signal can be carried by the stop itself
-    /// (man ptrace: a signal injected while blocked is queued); they do not queue twice anyway.
-    fn put_back_signals(&mut self) -> Result<i32> {
-        if std::mem::take(&mut self.resend_stop) {
-            let status = self.status()?;
-            // A SIGCONT that came after the SIGSTOP has undone it.
-            if (status.sig_pending | status.shd_pending) & sigbit(libc::SIGCONT) == 0 {
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(status.tgid), nix::sys::signal::SIGSTOP)
-                    .map_err(Error::sys(self.tid, "kill SIGSTOP"))?;
-            }
+    /// Puts back what a batch took: a SIGSTOP, which cannot be masked.
+    fn put_back_stop(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.resend_stop) {
+            return Ok(());
         }
-        match (self.held.pop(), self.why) {
-            (Some(info), Why::Marker) => {
-                kernel::set_siginfo(self.tid, &info).map_err(Error::sys(self.tid, "PTRACE_SETSIGINFO"))?;
-                Ok(i32::from_le_bytes([info[0], info[1], info[2], info[3]]))
-            }
-            _ => Ok(0),
+        let status = self.status()?;
+        // A SIGCONT that came after the SIGSTOP has undone it.
+        if (status.sig_pending | status.shd_pending) & sigbit(libc::SIGCONT) != 0 {
+            return Ok(());
         }
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(status.tgid), nix::sys::signal::SIGSTOP)
+            .map_err(Error::sys(self.tid, "kill SIGSTOP"))
     }
 }
 
@@ -467,8 +476,8 @@ impl Drop for Stopped {
         match self.fate {
             Fate::Kill => kill(self.tid),
             Fate::Detach => {
-                let signal = self.put_back_signals().unwrap_or(0);
-                let _ = kernel::detach(self.tid, signal);
+                let _ = self.put_back_stop();
+                let _ = kernel::detach(self.tid, 0);
             }
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod cred;
+pub mod error;
 pub mod event;
 pub mod fd;
 pub mod file;
@@ -13,7 +14,10 @@ pub mod inet;
 pub mod mm;
 pub mod object;
 pub mod pipe;
+pub mod script;
 pub mod signal;
+pub mod source;
+pub mod target;
 pub mod task;
 pub mod timer;
 pub mod unix;

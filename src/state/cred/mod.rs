@@ -1,5 +1,8 @@
 //! Credentials and the walls a thread stands behind.
 
+pub mod collect;
+pub mod restore;
+
 use serde::{Deserialize, Serialize};
 
 /// Seccomp as met.

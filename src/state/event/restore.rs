@@ -10,14 +10,14 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Bits of an entry that stay when EPOLLONESHOT has fired (`EP_PRIVATE_BITS`).
-const PRIVATE: u32 =
-    (libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLWAKEUP | libc::EPOLLEXCLUSIVE) as u32;
+const PRIVATE: u32 = (libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLWAKEUP | libc::EPOLLEXCLUSIVE) as u32;
 /// Anything that could be ready.
 const ANYTHING: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP) as u32;
 
 /// An eventfd with its counter.
 pub(crate) fn eventfd(e: &EventFd) -> Result<OwnedFd, Error> {
-    descr::eventfd(e.count, e.semaphore).map_err(Error::restore("eventfd(2)", || format!("count {}", e.count)))
+    descr::eventfd(e.count, e.semaphore)
+        .map_err(Error::restore("eventfd(2)", || format!("count {}", e.count)))
 }
 
 /// A signalfd. It reads the signals of whoever reads it: nothing else to carry.

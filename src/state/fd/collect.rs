@@ -183,10 +183,8 @@ impl<'a> Scan<'a> {
             Class::Unix => {
                 let (table, sockets) = (&self.table, &self.sockets);
                 FileKind::Unix(self.queues.socket(table, id, sockets, &mut out.warnings)?)
-            },
-            Class::Udp => {
-                FileKind::Udp(inet::collect::udp(&self.table, id, &mut out.warnings)?)
             }
+            Class::Udp => FileKind::Udp(inet::collect::udp(&self.table, id, &mut out.warnings)?),
             // `check::all` refuses these, and TCP was read before.
             Class::Other(name) => return Err(Error::Blocked(vec![check::blocker(desc, name, "", "")])),
             Class::Tcp => return Err(Error::fd("reading a TCP socket", desc.at)(Errno::ENOENT)),

@@ -186,8 +186,7 @@ impl<'a> Hands<'a> {
             .filter_map(|(id, f)| if let FileKind::Tcp(t) = &f.kind { Some((id, t)) } else { None })
             .collect();
         for now in 0..=2 {
-            let these: Vec<(FileId, &TcpSocket)> =
-                all.iter().filter(|s| rank(s.1) == now).copied().collect();
+            let these: Vec<(FileId, &TcpSocket)> = all.iter().filter(|s| rank(s.1) == now).copied().collect();
             let made = inet::restore::tcp_all(&these)?;
             self.made.warnings.extend(made.warnings);
             self.made.files.extend(made.sockets);
@@ -221,7 +220,8 @@ impl<'a> Hands<'a> {
                 sets.push((fd.as_fd(), epoll));
             }
         }
-        let signal = |id: FileId| matches!(files.get(id.0 as usize), Some(f) if matches!(f.kind, FileKind::Signal(_)));
+        let signal =
+            |id: FileId| matches!(files.get(id.0 as usize), Some(f) if matches!(f.kind, FileKind::Signal(_)));
         event::restore::fill(&sets, |id| made.get(&id).filter(|_| !signal(id)).map(AsFd::as_fd))
     }
 

@@ -86,12 +86,7 @@ pub(crate) fn to_repair(table: &Table) -> Result<Vec<RepairedSocket>, Error> {
         let reuse = sock::get_i32(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR);
         let reuse = reuse.map_err(Error::fd("getsockopt(2) SO_REUSEADDR", desc.at))?;
         // A socket left in repair by an attempt that died reads 2, and its own value is lost: servers set it.
-        found.push(RepairedSocket {
-            file: id.0,
-            host_pid: desc.at.0,
-            fd: desc.at.1,
-            reuseaddr: reuse != 0,
-        });
+        found.push(RepairedSocket { file: id.0, host_pid: desc.at.0, fd: desc.at.1, reuseaddr: reuse != 0 });
     }
     Ok(found)
 }

@@ -1,5 +1,10 @@
 //! Address spaces: mappings and their borders. Page *content* is the business of the `memory` room.
 
+pub mod collect;
+pub mod files;
+pub mod hole;
+pub mod restore;
+
 use super::object::ObjectId;
 use crate::base::AddrRange;
 use bitflags::bitflags;

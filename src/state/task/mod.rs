@@ -1,5 +1,10 @@
 //! Processes and threads: ids, family, sessions, limits, and the per-process bundle of all other kinds.
 
+pub mod asked;
+pub mod collect;
+pub mod plan;
+pub mod restore;
+
 use super::{cpu, cred, fd, signal, timer};
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +62,8 @@ pub struct ProcessState {
     pub personality: u32,
     /// Stopped by job control with this signal.
     pub stopped: Option<i32>,
+    /// `/proc/P/coredump_filter`.
+    pub coredump_filter: u32,
     /// membarrier registrations (`MEMBARRIER_CMD_GET_REGISTRATIONS` bits), 0 if none or unknown.
     pub membarrier: u32,
 }
@@ -91,6 +98,8 @@ pub struct Sched {
     pub nice: i32,
     /// `ioprio_get`.
     pub ioprio: i32,
+    /// CPUs it was bound to, lowest in bit 0 of the first word; empty = wherever the pod may run.
+    pub affinity: Vec<u64>,
     /// `/proc/P/timerslack_ns`.
     pub timerslack_ns: u64,
 }

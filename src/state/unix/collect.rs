@@ -96,7 +96,9 @@ pub(crate) fn check(table: &Table, id: FileId, sockets: &Sockets) -> Result<Vec<
     let strangers = diag.waiting.iter().filter(|ino| in_pod(table, desc, **ino).is_none()).count();
     if strangers > 0 && !sockets.maybe_in_flight() {
         let name = diag.name.as_deref().map_or_else(String::new, |n| format!(" on {}", shown(n)));
-        let text = format!("{strangers} connection(s){name} from outside the pod or closed since wait to be accepted");
+        let text = format!(
+            "{strangers} connection(s){name} from outside the pod or closed since wait to be accepted"
+        );
         found.push(blocker(desc, "pending-socket", text, "try again in a moment"));
     }
     Ok(found)

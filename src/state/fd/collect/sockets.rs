@@ -119,13 +119,8 @@ impl Sockets {
         if in_use(self.init) == Some(counted.count()) {
             return Ok(0);
         }
-        let states = [
-            state::ESTABLISHED,
-            state::FIN_WAIT1,
-            state::CLOSE_WAIT,
-            state::LAST_ACK,
-            state::CLOSING,
-        ];
+        let states =
+            [state::ESTABLISHED, state::FIN_WAIT1, state::CLOSE_WAIT, state::LAST_ACK, state::CLOSING];
         let mask = states.iter().fold(0, |m, s| m | 1u32 << s);
         let all: Vec<InetDiag> = self
             .diag

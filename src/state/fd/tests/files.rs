@@ -139,7 +139,8 @@ fn files_keep_position_flags_and_sharing() {
 
 fn nameless() -> Vec<OwnedFd> {
     let path = dir().join("nameless");
-    let mut deleted = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+    let mut deleted =
+        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
     deleted.write_all(b"still here").unwrap();
     deleted.seek(SeekFrom::Start(6)).unwrap();
     std::fs::remove_file(&path).unwrap();
@@ -273,13 +274,7 @@ fn locks() -> Vec<OwnedFd> {
     let b = OpenOptions::new().read(true).write(true).open(&path).unwrap();
     descr::lock_ofd(&b, false, 10, 20).unwrap();
     let c = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    let posix = libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: 0,
-        l_start: 100,
-        l_len: 0,
-        l_pid: 0,
-    };
+    let posix = libc::flock { l_type: libc::F_WRLCK as i16, l_whence: 0, l_start: 100, l_len: 0, l_pid: 0 };
     // In its place before it is locked: closing any descriptor of the file ends the lock.
     let c = { descr::dup_from(&c, FIRST + 2).unwrap() };
     fcntl(&c, FcntlArg::F_SETLK(&posix)).unwrap();

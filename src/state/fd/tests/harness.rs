@@ -211,6 +211,10 @@ impl Clock {
     }
     /// For people.
     pub fn read(&self) -> String {
-        format!("{:?} (processor {:?})", self.0.elapsed(), Duration::from_nanos((Self::used() - self.1).unsigned_abs()))
+        format!(
+            "{:?} (processor {:?})",
+            self.0.elapsed(),
+            Duration::from_nanos((Self::used() - self.1).unsigned_abs())
+        )
     }
 }

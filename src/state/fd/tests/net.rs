@@ -398,7 +398,9 @@ fn udp_sockets_keep_what_came_and_who_sent_it() {
     });
     let before: Vec<OpenFile> = holder.collect().0.files;
     let queue = |n: i32| match &before[n as usize].kind {
-        FileKind::Udp(u) => u.queue.iter().map(|d| (String::from_utf8_lossy(&d.data).into_owned(), d.from)).collect(),
+        FileKind::Udp(u) => {
+            u.queue.iter().map(|d| (String::from_utf8_lossy(&d.data).into_owned(), d.from)).collect()
+        }
         other => panic!("{other:?}"),
     };
     let want: Vec<Vec<(String, SocketAddr)>> = (0..5).map(queue).collect();

@@ -31,7 +31,14 @@ fn refused() -> Vec<OwnedFd> {
     let open = |name: &str| std::fs::File::create(dir.join(name)).unwrap();
     let replaced = open("replaced");
     std::fs::hard_link(dir.join("replaced"), dir.join("other")).unwrap();
-    std::fs::rename({ open("new"); dir.join("new") }, dir.join("replaced")).unwrap();
+    std::fs::rename(
+        {
+            open("new");
+            dir.join("new")
+        },
+        dir.join("replaced"),
+    )
+    .unwrap();
     let linked = open("linked");
     std::fs::hard_link(dir.join("linked"), dir.join("third")).unwrap();
     std::fs::remove_file(dir.join("linked")).unwrap();

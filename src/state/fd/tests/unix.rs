@@ -24,8 +24,7 @@ pub const SETUPS: &[Setup] = &[
 
 fn dir() -> PathBuf {
     let parent = nix::unistd::getppid().as_raw();
-    let pid =
-        if std::env::var("PMFDS_CHILD").is_ok() { parent } else { std::process::id() as i32 };
+    let pid = if std::env::var("PMFDS_CHILD").is_ok() { parent } else { std::process::id() as i32 };
     let dir = std::env::temp_dir().join(format!("pmfds-unix-{pid}"));
     std::fs::create_dir_all(&dir).unwrap();
     dir
@@ -176,7 +175,10 @@ fn names_listeners_and_waiting_connections() {
     let ino = |m: std::fs::Metadata| m.ino();
     assert_eq!(ino(std::fs::metadata(dir().join("server")).unwrap()), before.ino());
     drop(holder);
-    assert_eq!(UnixStream::connect(dir().join("server")).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(
+        UnixStream::connect(dir().join("server")).unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionRefused
+    );
     let root = open("/", OFlag::O_PATH, Mode::empty()).unwrap();
     assert_eq!(a.made.socket_files.len(), 2, "{:?}", a.made.socket_files);
     place(&root, &a.made.socket_files).unwrap();
@@ -304,7 +306,8 @@ fn a_peer_outside_the_pod_is_refused_by_name() {
     let connected = holder.blockers();
     for blockers in [pending, connected] {
         for n in 0..2 {
-            let b = blockers.iter().find(|b| b.fd == Some(FIRST + n)).unwrap_or_else(|| panic!("{blockers:#?}"));
+            let b =
+                blockers.iter().find(|b| b.fd == Some(FIRST + n)).unwrap_or_else(|| panic!("{blockers:#?}"));
             assert_eq!(b.kind, "outside-socket");
         }
     }

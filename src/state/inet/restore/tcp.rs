@@ -200,13 +200,7 @@ fn unsent_fin(s: u8, link: &TcpLink) -> bool {
     fin_out(s) && link.send.unsent > 0
 }
 
-fn finish(
-    fd: BorrowedFd,
-    ends: Ends,
-    s: u8,
-    link: &TcpLink,
-    injector: &mut Injector,
-) -> Result<(), Errno> {
+fn finish(fd: BorrowedFd, ends: Ends, s: u8, link: &TcpLink, injector: &mut Injector) -> Result<(), Errno> {
     tcp_repair::choose(fd, Queue::Recv)?;
     give(fd, &link.recv.data)?;
     tcp_repair::choose(fd, Queue::Send)?;

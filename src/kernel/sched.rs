@@ -1,0 +1,104 @@
+//! What the scheduler and the kernel keep of a thread and tell from outside: policy, nice value, affinity, I/O
+//! priority, robust list.
+
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+
+/// `struct sched_attr` (sched_setattr(2)), first version of 48 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SchedAttr {
+    size: u32,
+    /// SCHED_OTHER, SCHED_FIFO, …
+    pub policy: u32,
+    /// SCHED_FLAG_*; bit 0 is SCHED_FLAG_RESET_ON_FORK.
+    pub flags: u64,
+    /// Nice value.
+    pub nice: i32,
+    /// Real-time priority.
+    pub priority: u32,
+    /// SCHED_DEADLINE: runtime in nanoseconds.
+    pub runtime: u64,
+    /// SCHED_DEADLINE: deadline in nanoseconds.
+    pub deadline: u64,
+    /// SCHED_DEADLINE: period in nanoseconds.
+    pub period: u64,
+}
+
+const _: () = assert!(size_of::<SchedAttr>() == 48);
+
+/// Scheduling attributes of a thread (sched_getattr(2)). ESRCH: gone.
+pub fn attributes(tid: i32) -> Result<SchedAttr, Errno> {
+    let mut attr = SchedAttr::default();
+    // SAFETY: the kernel writes at most the 48 bytes it is told `attr` has.
+    let ret =
+        unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attr, size_of::<SchedAttr>(), 0) };
+    Errno::result(ret).map(|_| attr)
+}
+
+/// I/O priority of a thread (ioprio_get(2)): class in the upper bits, 0 if never set. ESRCH: gone.
+pub fn ioprio(tid: i32) -> Result<i32, Errno> {
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    // SAFETY: takes numbers only.
+    let ret = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) };
+    Errno::result(ret).map(|class| i32::try_from(class).unwrap_or(0))
+}
+
+/// CPUs a thread may run on, as 64-bit words, lowest CPU in bit 0 (sched_getaffinity(2)). ESRCH: gone.
+pub fn affinity(tid: i32) -> Result<Vec<u64>, Errno> {
+    let set = sched_getaffinity(Pid::from_raw(tid))?;
+    let mut words = vec![0u64; CpuSet::count().div_ceil(64)];
+    for cpu in 0..CpuSet::count() {
+        if set.is_set(cpu)? {
+            words[cpu / 64] |= 1 << (cpu % 64);
+        }
+    }
+    while words.last() == Some(&0) {
+        words.pop();
+    }
+    Ok(words)
+}
+
+/// Head and length of a thread's robust futex list (get_robust_list(2)), 0 if it has none. EPERM, ESRCH.
+pub fn robust_list(tid: i32) -> Result<(u64, u64), Errno> {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: the kernel writes one pointer and one size_t, for which there is room.
+    let ret = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
+    Errno::result(ret).map(|_| (head, len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_chrt_taskset_and_ionice_say() {
+        let mut child = std::process::Command::new("taskset")
+            .args([
+                "-c", "0", "ionice", "-c", "2", "-n", "3", "nice", "-n", "7", "chrt", "-b", "0", "sleep",
+                "60",
+            ])
+            .spawn()
+            .unwrap();
+        let pid = child.id().cast_signed();
+        let exe = || std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        // glibc sets a list for every thread, of 24 bytes (struct robust_list_head), soon after exec.
+        while !exe().ends_with("sleep") || robust_list(pid).unwrap().0 == 0 {
+            assert!(std::time::Instant::now() < end, "sleep was not executed");
+            std::thread::yield_now();
+        }
+        let attr = attributes(pid).unwrap();
+        // SAFETY: takes numbers only.
+        let own = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        assert_eq!((attr.policy, attr.nice, attr.priority), (3, (own + 7).min(19), 0), "SCHED_BATCH is 3");
+        assert_eq!(affinity(pid).unwrap(), [1]);
+        assert_eq!(ioprio(pid).unwrap(), 2 << 13 | 3);
+        assert_eq!(robust_list(pid).unwrap().1, 24);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(attributes(pid), Err(Errno::ESRCH));
+        assert_eq!(robust_list(pid), Err(Errno::ESRCH));
+    }
+}

@@ -1,0 +1,92 @@
+//! Control messages between the two ends of a migration.
+
+use super::hello::Hello;
+use crate::base::{Decision, Failure, MoveId, PodId};
+use crate::image::record::Manifest;
+use serde::{Deserialize, Serialize};
+
+/// One stage of the report: its name and length in microseconds.
+pub type Stage = (String, u64);
+
+/// A control message. Whoever has nothing more to say closes; a reason always goes before.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Message {
+    /// First, from both sides.
+    Hello(Box<Hello>),
+    /// Source: take this pod.
+    Reserve {
+        /// The attempt.
+        move_id: MoveId,
+        /// The pod.
+        manifest: Box<Manifest>,
+        /// Published ports, address and the like given for the target alone.
+        publish: Option<Vec<crate::base::spec::Publish>>,
+        /// Restore although the original may still be there.
+        takeover: bool,
+        /// The target gives up by itself after so many milliseconds without `Commit`.
+        deadline_ms: u64,
+        /// Only say what would be in the way.
+        dry_run: bool,
+    },
+    /// Target: reserved.
+    Reserved,
+    /// Target: the tree sent last stands as a skeleton; pages may come.
+    Built,
+    /// Source: everything was sent; are you prepared?
+    Seal,
+    /// Target: every task is detached in a frozen cgroup under my monitor.
+    Prepared {
+        /// Where the time went.
+        stages: Vec<Stage>,
+    },
+    /// Source: it is yours. The point of no return.
+    Commit,
+    /// Target: it runs here.
+    Activated {
+        /// Where the time went.
+        stages: Vec<Stage>,
+        /// State of the DNS update: `none`, `done`, `pending`.
+        dns: String,
+        /// Published ports as they are here.
+        publish: Vec<crate::base::spec::Publish>,
+    },
+    /// Source: forget it.
+    Abort,
+    /// Target: forgotten, and recorded so.
+    Aborted,
+    /// Either side: no, and why.
+    Refused(Failure),
+    /// Source, later: what became of this attempt?
+    Query {
+        /// The attempt.
+        move_id: MoveId,
+        /// The pod.
+        pod: PodId,
+    },
+    /// Target: this.
+    Decided(Decision),
+    /// Digests of memory for `--verify`: name of the space and mapping, hash.
+    Digest(Vec<(String, u64)>),
+}
+
+impl Message {
+    /// Its name, for errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Hello(_) => "hello",
+            Message::Reserve { .. } => "reserve",
+            Message::Reserved => "reserved",
+            Message::Built => "built",
+            Message::Seal => "seal",
+            Message::Prepared { .. } => "prepared",
+            Message::Commit => "commit",
+            Message::Activated { .. } => "activated",
+            Message::Abort => "abort",
+            Message::Aborted => "aborted",
+            Message::Refused(_) => "refused",
+            Message::Query { .. } => "query",
+            Message::Decided(_) => "decided",
+            Message::Digest(_) => "digest",
+        }
+    }
+}
