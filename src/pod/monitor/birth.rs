@@ -73,6 +73,18 @@ pub(super) fn leave(own: &Cgroup) -> Result<(), Failure> {
     own.leave().and_then(|()| own.remove_with_parent()).map_err(group_failure)
 }
 
+/// As [`leave`], for a monitor that was never told whose it is.
+pub(super) fn leave_own() {
+    let Some(own) =
+        own_group().filter(|g| g.file_name().is_some_and(|n| n.to_string_lossy().starts_with("monitor-")))
+    else {
+        return;
+    };
+    if let Ok(group) = Hierarchies::detect().and_then(|h| Cgroup::open(&h, &own)) {
+        let _ = leave(&group);
+    }
+}
+
 pub(in crate::pod) fn group_failure(e: crate::kernel::cgroup::Error) -> Failure {
     let mut text = e.to_string();
     let mut source = std::error::Error::source(&e);
@@ -182,7 +194,7 @@ impl LivePod {
 
     /// Removes the control group of a pod that was killed.
     pub(super) fn remove(self) -> Result<(), String> {
-        self.cgroup.remove().map_err(|e| group_failure(e).to_string())
+        self.cgroup.remove_with_parent().map_err(|e| group_failure(e).to_string())
     }
 }
 

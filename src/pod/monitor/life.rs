@@ -59,7 +59,7 @@ pub(super) struct Life {
     ending: Option<i32>,
     restart_at: Option<Instant>,
     /// When the record is to be made safe from a power cut: not while somebody waits for the start.
-    secure_at: Option<Instant>,
+    pub(super) secure_at: Option<Instant>,
     pause: Duration,
     since: Instant,
     /// When CMD was last asked for.
@@ -182,7 +182,6 @@ impl Monitor {
         self.record.started = Some(self.life.begun);
         self.record.monitor = Some(ProcId::me());
         self.life.since = Instant::now();
-        self.life.secure_at = Some(Instant::now() + AGAIN);
         self.life.cmd = Some(cmd);
         self.set_status(Status::Running);
         self.event(&Event::Started { pid: host_pid });
@@ -389,7 +388,10 @@ impl Monitor {
         self.stdio.close();
         self.life.remains = self.pod.take();
         (self.life.cmd, self.life.notify, self.life.daemons) = (None, None, false);
-        self.spawns.clear();
+        for (session, conn) in self.spawns.clear() {
+            let event = Event::SessionEnded { session, status: 128 + libc::SIGKILL };
+            self.conns.send(conn, Message::Event(event), Vec::new());
+        }
         true
     }
 

@@ -43,7 +43,7 @@ use conns::Conns;
 use life::Life;
 use spawn::Spawns;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use stdio::Stdio;
 
 /// One pod's monitor.
@@ -84,11 +84,17 @@ impl Monitor {
         self.conns.broadcast(event);
     }
 
-    /// Sets the state, writes the record and tells everyone. A record that cannot be written is a line in the
-    /// monitor's log: the pod does not end for it.
+    /// Sets the state, writes the record and tells everyone. What says that the pod does not live here is safe from a
+    /// power cut when this returns; that it runs here, a little later. A record that cannot be written is a line in
+    /// the monitor's log: the pod does not end for it.
     pub fn set_status(&mut self, status: Status) {
         self.record.status = status;
-        self.save();
+        if matches!(status, Status::Running | Status::Paused) {
+            self.save();
+            self.life.secure_at = Some(Instant::now() + Duration::from_secs(1));
+        } else if let Err(f) = self.secure() {
+            complain(&self.record, &f.to_string());
+        }
         self.event(&Event::State(status));
     }
 

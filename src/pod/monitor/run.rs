@@ -102,8 +102,14 @@ fn serve() -> Result<(), Failure> {
     let failed = |what: &'static str| {
         move |e: Errno| Failure::new(Kind::Failed, "monitor", format!("cannot {what}: {}", e.desc()))
     };
-    let (launch, fds) = proto::recv::<Launch>(&channel)
-        .map_err(|e| Failure::new(Kind::Usage, "__monitor", format!("not launched by podmig: {e}")))?;
+    let (launch, fds) = match proto::recv::<Launch>(&channel) {
+        Ok(launch) => launch,
+        Err(e) => {
+            // The launcher died between the two: the group it made for us is nobody's.
+            birth::leave_own();
+            return Err(Failure::new(Kind::Usage, "__monitor", format!("not launched by podmig: {e}")));
+        }
+    };
     let mut signals = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]
         .into_iter()
