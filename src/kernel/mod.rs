@@ -10,7 +10,6 @@ pub mod clone;
 pub mod conntrack;
 pub mod cpuid;
 pub mod descr;
-pub mod cpuid;
 pub mod fdinfo;
 pub mod kcmp;
 pub mod maps;
