@@ -163,7 +163,8 @@ pub(super) fn populated(
         return map.scan(range, &populated_query(class), each);
     }
     map.entries(range, |r| {
-        if !r.is.contains(PageIs::GUARD) && !(class == Class::Cow && r.is.contains(PageIs::FILE)) {
+        let files = class == Class::Cow && r.is.contains(PageIs::FILE);
+        if !files && !r.is.contains(PageIs::GUARD) {
             each(r);
         }
     })

@@ -3,6 +3,7 @@
 pub mod collect;
 pub mod error;
 pub mod restore;
+pub(crate) mod shares;
 
 pub use error::Error;
 

@@ -2,10 +2,11 @@
 //! again here, and used.
 //!
 //! The child is this test binary run again, so that it starts with nothing but what the kernel gives it. What it holds
-//! has the numbers 100, 101, … in the order its set-up returns it.
+//! has the numbers 10000, 10001, … in the order its set-up returns it.
 
 mod files;
 mod harness;
+mod lab;
 mod net;
 mod refused;
 mod unix;

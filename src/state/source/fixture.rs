@@ -2,7 +2,9 @@
 
 use super::{PodView, Source};
 use crate::kernel::cgroup::{Cgroup, Hierarchies};
+use crate::state::fd::Port;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{FileStat, fstat};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -22,6 +24,7 @@ def fork(f):
     try: f()
     except BaseException: traceback.print_exc()
     os._exit(1)
+os.closerange(3, 1024)
 def pause():
     while True: signal.pause()
 wait()
@@ -56,7 +59,7 @@ impl Pod {
         let name = format!("pmcollect-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let cgroup = Cgroup::create(&Hierarchies::detect().unwrap(), Path::new(&name)).unwrap();
         let script = format!(
-            "mount -t tmpfs none /dev/shm && ip link set lo up && exec /usr/bin/python3 -I -c '{}'",
+            "mount -t tmpfs none /dev/shm && ip link set lo up && exec 2>&1 && exec /usr/bin/python3 -I -c '{}'",
             format!("{PRELUDE}\n{code}").replace('\'', "'\\''")
         );
         let mut unshare = Command::new("unshare")
@@ -96,10 +99,14 @@ impl Pod {
 
     /// The pod as a collector knows it.
     pub fn view(&self) -> PodView {
+        let inode = |st: FileStat| (st.st_dev, st.st_ino);
         PodView {
             init: self.init,
             cgroup: self.cgroup.freezer(),
-            ports: Vec::new(),
+            ports: vec![
+                (Port::Stdin, inode(fstat(&self.input).unwrap())),
+                (Port::Stdout, inode(fstat(self.out.get_ref()).unwrap())),
+            ],
             walled: false,
             tracked: false,
         }
@@ -115,7 +122,8 @@ impl Pod {
         let pids = self.cgroup.procs().unwrap();
         let ends = format!("\t{pid}");
         let is = |p: &i32| {
-            let text = std::fs::read_to_string(format!("/proc/{p}/status")).unwrap_or_default();
+            let text = std::fs::read(format!("/proc/{p}/status")).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
             text.lines().any(|l| l.starts_with("NSpid:") && l.ends_with(&ends))
         };
         pids.into_iter().find(is).unwrap_or_else(|| panic!("no process {pid} in the pod"))

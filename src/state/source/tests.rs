@@ -2,11 +2,12 @@
 
 use super::fixture::{Pod, until};
 use super::{HostPids, Snapshot};
-use crate::base::Blocker;
+use crate::base::{Blocker, Failure};
 use crate::freeze::{self, PodTasks, StoppedPod};
 use crate::state::Tree;
 use crate::state::cred::Seccomp;
 use crate::state::error::Error;
+use crate::state::inet::collect::{RepairedSocket, unrepair};
 use crate::state::object::ObjectKind;
 use crate::state::task::ProcessState;
 
@@ -244,7 +245,7 @@ def work():
     def other():
         small = ctypes.create_string_buffer(16384)
         libc.sigaltstack(struct.pack("Qii Q", ctypes.addressof(small), 0, 0, 16384), None)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGTERM, signal.SIGUSR1, 50])
         libc.prctl(15, ctypes.addressof(ctypes.create_string_buffer(b"other")), 0, 0, 0)
         fact["small"] = ctypes.addressof(small)
         fact["other"] = threading.get_native_id()
@@ -281,10 +282,11 @@ fn everything_of_a_process_is_what_it_says_itself() {
     let mut pod = Pod::start(RICH);
     let facts: serde_json::Value = serde_json::from_str(&pod.line()).unwrap();
     let (pid, other) = (word(&facts, "pid") as i32, word(&facts, "other") as i32);
+    let host = pod.host(pid);
     let (tree, snap, hosts) = snapshot(&pod);
     assert_eq!(snap.state.procs.len(), 1);
     let p = &snap.state.procs[0];
-    assert_eq!((p.pid, hosts[&tree.mms[0].mm]), (pid, pod.host(pid)));
+    assert_eq!((p.pid, hosts[&tree.mms[0].mm]), (pid, host));
     assert_eq!(p.threads.iter().map(|t| t.tid).collect::<Vec<_>>(), [pid, other]);
     assert_eq!(tree.procs[0].tids, [pid, other]);
     signals_are_right(p, &facts);
@@ -342,7 +344,10 @@ fn signals_are_right(p: &ProcessState, facts: &serde_json::Value) {
     let [lead, second] = &p.threads[..] else { panic!("two threads") };
     assert_eq!(lead.signals.pending.iter().map(|s| (info(s, 0), info(s, 8))).collect::<Vec<_>>(), [(12, -6)]);
     let bit = |n: i32| 1u64 << (n - 1);
-    assert_eq!((lead.signals.mask, second.signals.mask), (bit(10) | bit(12) | bit(50), bit(15)));
+    assert_eq!(
+        (lead.signals.mask, second.signals.mask),
+        (bit(10) | bit(12) | bit(50), bit(10) | bit(15) | bit(50))
+    );
     assert_eq!(lead.signals.altstack, (word(facts, "altstack"), 0, 65536));
     assert_eq!(second.signals.altstack, (word(facts, "small"), 0, 16384));
 }
@@ -406,4 +411,77 @@ fn a_process_stopped_by_job_control_stays_so() {
     let (_, snap, _) = snapshot(&pod);
     assert_eq!(snap.state.procs[0].stopped, Some(libc::SIGTSTP));
     until("the stop again", || (state() == b'T').then_some(()));
+}
+
+/// redis-server on a loopback port with clients: `PMCOLLECT_MIB` of data (default 32), `PMCOLLECT_CLIENTS` (default 100).
+#[test]
+fn redis_with_clients_is_read_and_goes_on() {
+    let env =
+        |name: &str, default: u32| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let (mib, clients) = (env("PMCOLLECT_MIB", 32), env("PMCOLLECT_CLIENTS", 100));
+    let code = r#"
+import subprocess
+def server():
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2): os.dup2(null, fd)
+    os.execv("/usr/bin/redis-server", ["redis-server", "--port", "7000", "--save", "", "--dir", "/tmp", "--io-threads", "2", "--enable-debug-command", "yes"])
+pid = fork(server)
+def connect():
+    while True:
+        try: return socket.create_connection(("127.0.0.1", 7000))
+        except ConnectionRefusedError: time.sleep(0.01)
+def ask(s, text):
+    s.sendall(text.encode() + b"\r\n")
+    got = b""
+    while not got.endswith(b"\r\n"): got += s.recv(65536)
+    return got.strip().decode()
+first = connect()
+assert ask(first, "DEBUG POPULATE %d key 1000" % (MIB * 1000)) == "+OK"
+all = [first] + [connect() for _ in range(CLIENTS - 1)]
+say(pid)
+while True:
+    wait()
+    say(*[ask(s, "INCR n") for s in all])
+"#;
+    let code = code.replace("MIB", &mib.to_string()).replace("CLIENTS", &clients.to_string());
+    // The clients are pid 1, which is not read: only the server is in the way of nothing.
+    let mut pod = Pod::start(&code);
+    let line = pod.line();
+    let pid: i32 = line.parse().unwrap_or_else(|_| panic!("{line}"));
+    let count =
+        |round: u32| (1..=clients).map(|i| format!(":{}", round * clients + i)).collect::<Vec<_>>().join(" ");
+    let mut source = pod.source();
+    let timed = |what: &str, start: std::time::Instant| println!("{what:>20} {:?}", start.elapsed());
+    let now = std::time::Instant::now;
+    let t = now();
+    assert_eq!(source.preflight().unwrap(), []);
+    timed("preflight", t);
+    let t = now();
+    source.prepare().unwrap();
+    timed("prepare", t);
+    for round in 0..3 {
+        pod.go_on();
+        assert_eq!(pod.line(), count(round));
+        let t = now();
+        let mut stopped = stop(&pod);
+        timed("stop", t);
+        let t = now();
+        let (tree, _) = source.tree(&mut stopped).unwrap();
+        timed("tree", t);
+        let t = now();
+        let mut told = Vec::new();
+        let mut note = |all: &[RepairedSocket]| -> Result<(), Failure> {
+            told.extend_from_slice(all);
+            Ok(())
+        };
+        let snap = source.collect(&stopped, &mut note).unwrap();
+        timed("collect", t);
+        assert_eq!(
+            (tree.procs.len(), tree.procs[0].pid, snap.state.procs[0].threads.len() >= 5),
+            (1, pid, true)
+        );
+        assert_eq!((told.len(), snap.kept), (clients as usize, clients as usize));
+        told.iter().for_each(|socket| unrepair(socket).unwrap());
+        stopped.release().unwrap();
+    }
 }

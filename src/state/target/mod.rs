@@ -19,14 +19,13 @@ mod family;
 mod files;
 mod finish;
 mod handover;
-mod hands;
 mod inside;
 mod leave;
+mod rebuild;
 mod space;
 mod threads;
 
 pub use error::{Error, Result};
-pub use finish::Hands;
 
 use crate::base::AddrRange;
 use crate::kernel::cgroup::Freezer;
@@ -68,14 +67,16 @@ pub struct Skeleton {
     pub objects: HashMap<ObjectId, OwnedFd>,
 }
 
-/// What is left for the monitor to do when the pod runs.
+/// What is left for the monitor to do when the pod goes on, and what it must give up when it does not.
 #[derive(Debug, Default)]
 pub struct Finished {
-    /// Sockets in repair, to be switched on at activation.
+    /// Connections in repair, for [`activate`](crate::state::fd::restore::activate). These duplicates must live as
+    /// long as the connections are not to be reset.
     pub repaired: Vec<Repaired>,
-    /// Files of sockets, to be brought to their places at activation.
+    /// Files of sockets, for [`place`](crate::state::fd::restore::place) at activation, or
+    /// [`discard`](crate::state::fd::restore::discard).
     pub socket_files: Vec<SocketFile>,
-    /// File locks that the source still holds where both see one file system.
+    /// File locks that the source still holds.
     pub late_locks: Vec<LateLock>,
     /// What could not be set and matters little, in words.
     pub warnings: Vec<String>,
@@ -122,6 +123,8 @@ pub struct Builder {
     passing: u64,
     transport: Option<Transport>,
     bodies: BTreeMap<i32, Body>,
+    /// Every process ever made and not reaped by us.
+    born: Vec<i32>,
     /// Processes in the order of the tree, zombies left out.
     live: Vec<i32>,
     objects: HashMap<ObjectId, OwnedFd>,
@@ -156,6 +159,7 @@ impl Builder {
             passing: 0,
             transport: None,
             bodies: BTreeMap::new(),
+            born: Vec::new(),
             live: Vec::new(),
             objects: HashMap::new(),
             known_files: files::Known::default(),

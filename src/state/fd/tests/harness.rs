@@ -22,7 +22,7 @@ pub const SETUPS: &[&[Setup]] =
     &[super::files::SETUPS, super::unix::SETUPS, super::net::SETUPS, super::refused::SETUPS];
 
 /// Number of the first descriptor a child holds.
-pub const FIRST: RawFd = 100;
+pub const FIRST: RawFd = 10_000;
 
 /// Waits until `done` says so, at most ten seconds.
 pub fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
@@ -36,10 +36,10 @@ pub fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Holds what the set-up gives under 100, 101, …, closes everything else, and waits to be killed.
+/// Holds what the set-up gives from `FIRST` up, closes everything else, and waits to be killed.
 pub fn be_child(setup: fn() -> Vec<OwnedFd>) -> ! {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).unwrap();
-    descr::want_descriptors(20_000).unwrap();
+    descr::want_descriptors(40_000);
     let place = |(n, fd): (RawFd, OwnedFd)| match fd.as_raw_fd() {
         at if at == FIRST + n => fd, // there already
         _ => descr::dup_from(&fd, FIRST + n).unwrap(),
@@ -197,4 +197,24 @@ pub fn again(setup: &str) -> Again {
     let (collected, objects) = holder.collect();
     drop(holder);
     make(collected, &objects, &HashMap::new(), || {})
+}
+
+/// Time that passed and processor time this process used: the machine may be busy with others.
+pub struct Clock(Instant, i64);
+
+impl Clock {
+    pub fn start() -> Self {
+        Self(Instant::now(), Self::used())
+    }
+    fn used() -> i64 {
+        descr::clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID).unwrap()
+    }
+    /// For people.
+    pub fn read(&self) -> String {
+        format!(
+            "{:?} (processor {:?})",
+            self.0.elapsed(),
+            Duration::from_nanos((Self::used() - self.1).unsigned_abs())
+        )
+    }
 }

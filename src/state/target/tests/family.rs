@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::state::object::{Object, ObjectId, ObjectKind};
+use crate::state::script::{About, Script};
 use crate::state::target::Error;
 use std::os::unix::fs::FileExt;
 
@@ -39,7 +40,7 @@ fn sessions_groups_and_orphans_are_as_they_were() {
 
 #[test]
 fn zombies_keep_their_status() {
-    let mut pod = Pod::new();
+    let pod = Pod::new();
     let zombie = |pid, ppid, status| ProcNode {
         zombie: Some(status),
         comm: b"done".to_vec(),
@@ -57,26 +58,21 @@ fn zombies_keep_their_status() {
     for pid in [6, 7, 8] {
         assert_eq!(family_of(pod.init, pid), Some(('Z', 5, 5, 5)));
     }
-    // The parent, which is ours, waits for them.
-    let mut s = crate::state::script::Script::new();
-    let status = s.out(12);
-    for (n, pid) in [6, 7, 8].into_iter().enumerate() {
-        s.must(
-            "wait4",
-            crate::state::script::About::Number(pid),
-            libc::SYS_wait4,
-            &[pid.into(), crate::remote::Arg::Data(status, 4 * n), libc::WNOHANG.into(), 0u64.into()],
-        );
-    }
-    let r = builder.run(5, &s).unwrap();
-    assert_eq!(
-        [r.int(status, 0), r.int(status, 4), r.int(status, 8)],
-        [7 << 8, libc::SIGTERM, libc::SIGKILL]
-    );
+    // The parents, which are ours, wait for them.
+    let wait = |builder: &mut Builder, parent: i32, pid: i32| {
+        let mut s = Script::new();
+        let status = s.out(4);
+        let args = [pid.into(), status.into(), libc::WNOHANG.into(), 0u64.into()];
+        let call = s.must("wait4", About::Number(pid.into()), libc::SYS_wait4, &args);
+        let r = builder.run(parent, &s).unwrap();
+        assert_eq!(r.ret(call), Ok(pid.into()));
+        r.int(status, 0)
+    };
+    let found = [6, 7, 8].map(|pid| wait(&mut builder, 5, pid));
+    assert_eq!(found, [7 << 8, libc::SIGTERM, libc::SIGKILL]);
+    assert_eq!(wait(&mut builder, 1, 9), 3 << 8);
     builder.abort();
-    let mut told = [pod.ended(), pod.ended()];
-    told.sort();
-    assert_eq!(told, [(5, libc::SIGKILL), (9, 3 << 8)]);
+    assert_eq!(pod.cgroup.procs().unwrap(), [pod.init]);
 }
 
 #[test]
