@@ -26,7 +26,11 @@ const BANNED: &[(&str, &str, &str)] = &[
     ("dbg!", "", "tracing::debug!"),
     ("thread::sleep", "tests/", "wait for a state, bounded"),
     ("time::sleep", "tests/", "wait for a state, bounded"),
-    ("#[ignore]", "", "a test that never runs proves nothing; one that others run as a child says so in its reason"),
+    (
+        "#[ignore]",
+        "",
+        "a test that never runs proves nothing; one that others run as a child says so in its reason",
+    ),
     ("static mut", "", "pass values"),
 ];
 

@@ -94,6 +94,9 @@ impl From<Error> for Failure {
                 Failure::new(Kind::Failed, name.as_str(), text)
                     .remedy(format!("`podmig start {name}` starts it again"))
             }
+            Error::Here { name, status: Status::Checkpointed } => {
+                Failure::new(Kind::Failed, name.as_str(), text).remedy("`podmig restore FILE` brings it back")
+            }
             Error::Here { name, .. } => {
                 Failure::new(Kind::Refused, name.as_str(), text).remedy(format!("`podmig stop {name}` first"))
             }
@@ -280,6 +283,9 @@ impl Store {
         let before = self.get(id)?.ok_or_else(|| Error::NoSuchPod { pod: id.to_string() })?;
         if let Some(e) = elsewhere(&before) {
             return Err(e);
+        }
+        if before.status == Status::Checkpointed {
+            return Err(Error::Here { name: before.spec.name, status: before.status });
         }
         if !before.status.is_ended() {
             return Err(Error::NameTaken { name: before.spec.name, status: before.status });
