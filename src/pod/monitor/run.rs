@@ -92,6 +92,8 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(f) => {
             eprintln!("{} {f}", jiff::Timestamp::now());
+            // The group it was launched into is nobody's.
+            birth::leave_own();
             ExitCode::FAILURE
         }
     }
@@ -102,14 +104,8 @@ fn serve() -> Result<(), Failure> {
     let failed = |what: &'static str| {
         move |e: Errno| Failure::new(Kind::Failed, "monitor", format!("cannot {what}: {}", e.desc()))
     };
-    let (launch, fds) = match proto::recv::<Launch>(&channel) {
-        Ok(launch) => launch,
-        Err(e) => {
-            // The launcher died between the two: the group it made for us is nobody's.
-            birth::leave_own();
-            return Err(Failure::new(Kind::Usage, "__monitor", format!("not launched by podmig: {e}")));
-        }
-    };
+    let (launch, fds) = proto::recv::<Launch>(&channel)
+        .map_err(|e| Failure::new(Kind::Usage, "__monitor", format!("not launched by podmig: {e}")))?;
     let mut signals = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]
         .into_iter()
@@ -138,6 +134,10 @@ fn serve() -> Result<(), Failure> {
     }
     monitor.run(&signals);
     Ok(())
+}
+
+fn no_record(id: &PodId) -> Failure {
+    Failure::new(Kind::NoSuchPod, id.as_str(), "its reservation is void: its starter died")
 }
 
 /// The launch channel, taken from its number.
@@ -174,9 +174,7 @@ impl Monitor {
     fn new(launch: &Launch) -> Result<Monitor, Failure> {
         let [etc, var, run] = launch.places.clone();
         let store = Store::open(&Places { etc, var, run });
-        let record: Record = store
-            .get(&launch.id)?
-            .ok_or_else(|| Failure::new(Kind::NoSuchPod, launch.id.as_str(), "no record of it"))?;
+        let record: Record = store.get(&launch.id)?.ok_or_else(|| no_record(&launch.id))?;
         let group = birth::group_of(&store.places, &record.spec, launch.beside.as_deref());
         let log = LogFile::new(store.places.log(&launch.id));
         Ok(Monitor {
@@ -196,9 +194,7 @@ impl Monitor {
     fn prepare(&mut self, group: &str) -> Result<(), Failure> {
         // Cloned into its v2 part by the launcher.
         self.life.lock = Some(self.lock()?);
-        let own = birth::monitor_group(&self.life.group, group)?;
-        own.join_rest().map_err(birth::group_failure)?;
-        self.life.own_group = Some(own);
+        self.life.own_group = Some(birth::monitor_group(&self.life.group, group)?);
         let path = self.store.places.socket(&self.record.spec.id);
         if let Some(dir) = path.parent() {
             make_dir(dir)?;
@@ -210,6 +206,11 @@ impl Monitor {
                 format!("cannot listen there: {}", crate::pod::store::plain(&e)),
             )
         })?;
+        // If the starter has died by now, somebody may have taken its reservation for void: under the lock it is ours
+        // or it is gone.
+        let _names = self.store.lock_names()?;
+        let id = &self.record.spec.id;
+        self.record = self.store.get(id)?.ok_or_else(|| no_record(id))?;
         self.record.monitor = Some(crate::pod::store::ProcId::me());
         self.store.save_unsynced(&self.record)?;
         Ok(())
