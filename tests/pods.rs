@@ -640,10 +640,14 @@ fn a_starter_that_dies_leaves_a_whole_pod_or_none() {
         let _ = child.kill();
         child.wait().unwrap();
         // Whatever is there comes to rest: a running command, or nothing.
-        let record = until(LIMIT, "a whole pod or none", || match host.store.find(&name) {
-            Err(_) => Some(None),
-            Ok(r) if r.cmd_pid.is_some() => Some(Some(r)),
-            Ok(_) => None,
+        let record = until(LIMIT, "a whole pod or none", || {
+            // Under the lock: a monitor may be about to make the reservation its own.
+            let _names = host.store.lock_names().unwrap();
+            match host.store.find(&name) {
+                Err(_) => Some(None),
+                Ok(r) if r.cmd_pid.is_some() => Some(Some(r)),
+                Ok(_) => None,
+            }
         });
         if let Some(record) = record {
             host.specs.push(record.spec.clone());

@@ -133,7 +133,8 @@ fn launch(
         let places = &store.places;
         let beside = super::monitor::own_group();
         let places = [places.etc.clone(), places.var.clone(), places.run.clone()];
-        let message = Launch { places, id: record.spec.id.clone(), beside, group, mode };
+        let message =
+            Launch { places, id: record.spec.id.clone(), reserved: record.created, beside, group, mode };
         proto::send(&channel, &message, fds)
             .map_err(|e| Failure::new(Kind::Failed, record.spec.name.as_str(), e.to_string()))?;
         Ok(channel)

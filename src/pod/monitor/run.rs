@@ -43,6 +43,8 @@ pub(in crate::pod) struct Launch {
     pub places: [PathBuf; 3],
     /// The pod, whose record is reserved.
     pub id: PodId,
+    /// When it was reserved: tells this reservation from another one of the same pod.
+    pub reserved: jiff::Timestamp,
     /// The cgroup to live beside, for `--cgroup-parent inherit`.
     pub beside: Option<PathBuf>,
     /// Name of the monitor's own group below the pod's.
@@ -116,6 +118,7 @@ fn serve() -> Result<(), Failure> {
     nix::fcntl::fcntl(&channel, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
         .map_err(failed("prepare a socket"))?;
     let mut monitor = Monitor::new(&launch)?;
+    monitor.claim(launch.reserved)?;
     let starter = monitor.conns.add(channel, true);
     match monitor.prepare(&launch.group) {
         Err(f) => monitor.start_failed_for(starter, f),
@@ -190,11 +193,22 @@ impl Monitor {
         })
     }
 
-    /// Own control group, socket, record; before all, the last monitor of the pod must have left.
+    /// Makes the launcher's reservation ours. If the launcher has died by now, somebody may have taken it for void, and
+    /// even reserved the pod anew: then it is not ours to touch.
+    fn claim(&mut self, reserved: jiff::Timestamp) -> Result<(), Failure> {
+        let _names = self.store.lock_names()?;
+        let id = &self.record.spec.id;
+        let found = self.store.get(id)?.filter(|r| r.created == reserved && r.started.is_none());
+        self.record = found.ok_or_else(|| no_record(id))?;
+        self.record.monitor = Some(crate::pod::store::ProcId::me());
+        Ok(self.store.save_unsynced(&self.record)?)
+    }
+
+    /// Own control group and socket; the last monitor of the pod must have left.
     fn prepare(&mut self, group: &str) -> Result<(), Failure> {
         // Cloned into its v2 part by the launcher.
-        self.life.lock = Some(self.lock()?);
         self.life.own_group = Some(birth::monitor_group(&self.life.group, group)?);
+        self.life.lock = Some(self.lock()?);
         let path = self.store.places.socket(&self.record.spec.id);
         if let Some(dir) = path.parent() {
             make_dir(dir)?;
@@ -206,13 +220,6 @@ impl Monitor {
                 format!("cannot listen there: {}", crate::pod::store::plain(&e)),
             )
         })?;
-        // If the starter has died by now, somebody may have taken its reservation for void: under the lock it is ours
-        // or it is gone.
-        let _names = self.store.lock_names()?;
-        let id = &self.record.spec.id;
-        self.record = self.store.get(id)?.ok_or_else(|| no_record(id))?;
-        self.record.monitor = Some(crate::pod::store::ProcId::me());
-        self.store.save_unsynced(&self.record)?;
         Ok(())
     }
 
