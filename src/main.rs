@@ -7,5 +7,8 @@ fn main() -> ExitCode {
     if let Some(code) = podmig::pod::hidden(&typed) {
         return code;
     }
+    if let Some(code) = podmig::agent::hidden(&typed) {
+        return code;
+    }
     ExitCode::from(podmig::cli::main(&typed))
 }

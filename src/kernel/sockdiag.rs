@@ -4,7 +4,7 @@ use super::sock;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const NETLINK_SOCK_DIAG: i32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -131,6 +131,11 @@ impl SockDiag {
             };
             s.spawn(body).join().unwrap_or(Err(Errno::EAGAIN))
         })
+    }
+
+    /// The netlink socket itself.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     fn dump(&self, request: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Errno> {

@@ -129,3 +129,22 @@ pub(super) fn explain(object: &str) -> impl FnOnce(nfnetlink::Error) -> Error {
         }
     }
 }
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+    use crate::base::Failure;
+
+    #[test]
+    fn a_missing_feature_is_named() {
+        let refused = |what: &str, errno| {
+            let source = std::io::Error::from_raw_os_error(errno);
+            Failure::from(explain(POD_IF)(nfnetlink::Error { what: what.to_owned(), source })).to_string()
+        };
+        assert!(refused("make chain out on eth0", libc::EOPNOTSUPP).contains("NETFILTER_EGRESS"));
+        assert!(refused("make table podmig-hold", libc::EAFNOSUPPORT).contains("NF_TABLES_NETDEV"));
+        assert!(refused("open a netfilter netlink socket", libc::EPROTONOSUPPORT).contains("nf_tables"));
+        let other = refused("make chain in on eth0", libc::EPERM);
+        assert!(other.contains("eth0") && other.contains("chain in"), "{other}");
+    }
+}

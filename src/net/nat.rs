@@ -1,7 +1,7 @@
 //! `nat`: a routed veth. The address inside is the same in every pod; on the host a transit address stands for it.
 
 use super::lan::{look_up, make_veth};
-use super::link::{Inside, Shape, host_if_name, inside, no_v6, open_route, set_up_inside};
+use super::link::{Inside, Shape, host_if_name, inside, no_v6, open_route, set_up_inside, settle};
 use super::{Error, Link, detach, ports, rules};
 use crate::base::PodId;
 use crate::base::spec::NetSpec;
@@ -98,7 +98,8 @@ fn finish(
         mac,
         held,
     };
-    inside(netns, || set_up_inside(&inner))
+    inside(netns, || set_up_inside(&inner))?;
+    settle(route, host_if)
 }
 
 /// Routes a free transit address to the link. The kernel is the register: a second route to the same address is refused.

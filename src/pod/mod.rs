@@ -1,6 +1,7 @@
 //! Pods on this host: definition, store, launch, init, monitor, exec, logs.
 
 pub mod client;
+pub mod decisions;
 pub mod define;
 pub mod exec;
 pub mod init;
@@ -22,6 +23,11 @@ pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
         "__monitor" => Some(monitor::main()),
         _ => None,
     }
+}
+
+/// What was made on this host for a pod's network, as written down.
+pub fn link_of(store: &store::Store, id: &PodId) -> Option<crate::net::Link> {
+    monitor::kept_link(&store.places, id)
 }
 
 /// `NOTIFY_SOCKET` of a pod of type `notify`: an abstract socket, the same on every host the pod comes to.

@@ -354,13 +354,29 @@ impl Stopped {
     /// Registers with which it can go on anywhere, to be written exactly as they are, `orig_rax` included: a call is made again,
     /// an rseq critical section is aborted, and a signal with a handler that waits now is taken as the kernel would have let it.
     pub fn portable_regs(&self) -> Result<Regs> {
-        let regs = self.regs()?;
+        let regs = self.call_regs(self.regs()?)?;
         let handler_waits = restart::judge(&regs) != Verdict::Done && self.status()?.deliverable() != 0;
         let mut out = restart::portable(&regs, handler_waits);
         if out.orig_rax == u64::MAX {
             out.rip = self.rseq_aborted(out.rip)?;
         }
         Ok(out)
+    }
+
+    /// `regs` with the number of the call in `orig_rax`, where the kernel had made `restart_syscall` of it and the number can be found.
+    pub(super) fn call_regs(&self, mut regs: Regs) -> Result<Regs> {
+        const BEFORE: usize = 24;
+        if regs.orig_rax as i64 != restart::RESTART_SYSCALL || restart::judge(&regs) == Verdict::Done {
+            return Ok(regs);
+        }
+        let mem = self.mem()?;
+        let mut code = [0; BEFORE];
+        let start = regs.rip.wrapping_sub(2 + BEFORE as u64);
+        let code = if mem.read(start, &mut code).is_ok() { &code[..] } else { &[] };
+        if let Some(nr) = restart::original_call(&regs, code, |at| mem.word(at).ok()) {
+            regs.orig_rax = nr as u64;
+        }
+        Ok(regs)
     }
 
     /// `rip`, or the abort handler when it lies in the rseq critical section in force (`struct rseq_cs`, linux/rseq.h).

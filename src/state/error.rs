@@ -37,6 +37,18 @@ pub enum Error {
     /// A file that belongs to the pod.
     #[error("content that belongs to the pod")]
     Object(#[from] object::collect::Error),
+    /// Acting in a process of the pod.
+    #[error("a stopped process of the pod")]
+    Remote(#[source] crate::remote::Error),
+    /// Descriptors.
+    #[error("descriptors of the pod")]
+    Fd(#[source] super::fd::error::Error),
+    /// Stopping the pod.
+    #[error("stopping the pod")]
+    Freeze(#[from] crate::freeze::Error),
+    /// Whoever was told that connections are about to be held did not accept it.
+    #[error("{0}")]
+    Told(Box<Failure>),
     /// The pod's cgroup.
     #[error("the pod's cgroup")]
     Cgroup(#[from] crate::kernel::cgroup::Error),
@@ -66,6 +78,24 @@ impl Error {
     }
 }
 
+impl From<crate::remote::Error> for Error {
+    fn from(error: crate::remote::Error) -> Self {
+        match error {
+            crate::remote::Error::Gone(pid) => Self::Gone { pid },
+            other => Self::Remote(other),
+        }
+    }
+}
+
+impl From<super::fd::error::Error> for Error {
+    fn from(error: super::fd::error::Error) -> Self {
+        match error {
+            super::fd::error::Error::Blocked(blockers) => Self::Refused(blockers),
+            other => Self::Fd(other),
+        }
+    }
+}
+
 /// A blocker of a process without descriptor or path.
 pub fn blocker(kind: &str, pid: i32, message: impl Into<String>, remedy: impl Into<String>) -> Blocker {
     Blocker {
@@ -82,6 +112,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(blockers) => Failure::refused("", blockers),
+            Error::Told(failure) => *failure,
             other => {
                 let mut text = other.to_string();
                 let mut source = std::error::Error::source(&other);

@@ -4,6 +4,7 @@ use crate::base::{Failure, Kind};
 use crate::cli::{Context, out, shape, table};
 use crate::pod::store::{make_dir, plain, write_atomic};
 use crate::policy::hosts::{self, Host, Via};
+use crate::wire::identity::Identity;
 use serde::Serialize;
 use std::io;
 
@@ -29,8 +30,22 @@ impl<'a> HostObject<'a> {
 }
 
 /// `host id`: prints a line that ends in the fingerprint.
-pub fn id(_ctx: &Context) -> Result<i32, Failure> {
-    Err(out::not_yet("host id"))
+pub fn id(ctx: &Context) -> Result<i32, Failure> {
+    let fingerprint = Identity::load(&ctx.places.key())?.fingerprint.to_string();
+    let name = crate::migrate::facts::hostname();
+    if ctx.json {
+        out::json(&HostId { schema: shape::SCHEMA, name, fingerprint });
+    } else {
+        out::line(&format!("{name} {fingerprint}"));
+    }
+    Ok(0)
+}
+
+#[derive(Serialize)]
+struct HostId {
+    schema: u32,
+    name: String,
+    fingerprint: String,
 }
 
 /// `host add`: trusts a host; one of the same name is replaced.

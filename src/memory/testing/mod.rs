@@ -48,7 +48,9 @@ impl Writer {
     /// The answer to the oldest command not yet answered.
     pub fn answer(&mut self) -> String {
         let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
+        if self.stdout.read_line(&mut line).unwrap() == 0 {
+            panic!("the writer ended: {}", self.child.wait().unwrap());
+        }
         line.strip_prefix("ok").unwrap_or_else(|| panic!("the writer says {line:?}")).trim().to_owned()
     }
 
@@ -100,10 +102,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Children it stopped end by themselves with the pipe's end only if it can reap them, so ask first.
-        let _ = writeln!(self.stdin, "reap");
-        let mut line = String::new();
-        let _ = self.stdout.read_line(&mut line);
+        // Its children have asked to die with it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -184,3 +184,13 @@ fn a_link_record_survives_storage() {
     at(&lab.host, || detach(&read)).unwrap();
     assert_eq!(litter(&lab.host), "");
 }
+
+#[test]
+fn on_a_bridge_with_spanning_tree_the_held_port_does_its_waiting_early() {
+    let lab = Lab::new();
+    shell(&lab.host, &format!("ip link set {BRIDGE} type bridge stp_state 1"));
+    let pod = lab.pod(&lan(BRIDGE, POD, 24), true);
+    let host_if = pod.link.host_if().unwrap();
+    assert!(shell(&lab.host, &format!("ip -o link show {host_if}")).contains(&format!("master {BRIDGE}")));
+    at(&lab.host, || release(&pod.link)).unwrap();
+}

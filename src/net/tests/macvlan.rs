@@ -19,6 +19,7 @@ fn lab() -> (Lab, &'static str) {
         route.set_up(9).unwrap();
         route.add_addr(9, ip(CLIENT), 24).unwrap();
     });
+    at(&lab.host, || assert!(Route::open().unwrap().settle(8, LIMIT).unwrap()));
     (lab, "uplink0")
 }
 

@@ -2,6 +2,7 @@
 //! last descriptor, whatever happens to a test.
 
 mod hold;
+mod hosts;
 mod lan;
 mod macvlan;
 mod nat;
@@ -54,6 +55,7 @@ impl Lab {
             let default = NewRoute { dst: any, prefix: 0, via: Some(ip(HOST)), oif: 9, src: None };
             route.add_route(&default).unwrap();
         });
+        at(&lab.host, || assert!(Route::open().unwrap().settle(8, LIMIT).unwrap()));
         lab
     }
 

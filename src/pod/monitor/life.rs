@@ -62,6 +62,8 @@ pub(super) struct Life {
     pub(super) secure_at: Option<Instant>,
     pause: Duration,
     since: Instant,
+    /// When CMD was last asked for.
+    begun: Timestamp,
 }
 
 impl Life {
@@ -89,6 +91,7 @@ impl Life {
             secure_at: None,
             pause: SHORTEST,
             since: Instant::now(),
+            begun: Timestamp::now(),
         }
     }
 
@@ -128,6 +131,8 @@ impl Monitor {
     }
 
     fn run_cmd(&mut self) -> Result<(), Failure> {
+        // Before, not when it is known to run: its first output may be read by then.
+        self.life.begun = Timestamp::now();
         self.spawn_cmd(self.life.foreground, self.life.size)
     }
 
@@ -174,7 +179,7 @@ impl Monitor {
         };
         let host_pid = cmd.host_pid;
         self.record.cmd_pid = Some(host_pid);
-        self.record.started = Some(Timestamp::now());
+        self.record.started = Some(self.life.begun);
         self.record.monitor = Some(ProcId::me());
         self.life.since = Instant::now();
         self.life.cmd = Some(cmd);
@@ -387,7 +392,10 @@ impl Monitor {
         self.stdio.close();
         self.life.remains = self.pod.take();
         (self.life.cmd, self.life.notify, self.life.daemons) = (None, None, false);
-        self.spawns.clear();
+        for (session, conn) in self.spawns.clear() {
+            let event = Event::SessionEnded { session, status: 128 + libc::SIGKILL };
+            self.conns.send(conn, Message::Event(event), Vec::new());
+        }
         true
     }
 

@@ -12,9 +12,11 @@
 //! - `pausing`: frozen and thawed
 //! - `sweep`: what a dead monitor left
 //! - `incoming`: a pod without CMD, for one that arrives
+//! - `handing`: what leaving and arriving need of it
 
 mod birth;
 mod conns;
+mod handing;
 mod incoming;
 mod life;
 mod logfile;
@@ -31,7 +33,7 @@ pub use incoming::Prepared;
 pub use logfile::aside;
 pub use run::main;
 pub(super) use run::{LAUNCH_FD, Launch, Mode};
-pub use sweep::sweep;
+pub use sweep::{kept_link, sweep};
 
 use super::proto::{Event, Message, PortAt};
 use super::store::{Record, Status, Store};
@@ -56,6 +58,8 @@ pub struct Monitor {
     spawns: Spawns,
     stdio: Stdio,
     life: Life,
+    /// The move under way, if there is one.
+    pub moving: super::moving::State,
     wake: Option<Instant>,
     over: bool,
 }

@@ -188,6 +188,7 @@ impl Monitor {
             spawns: Spawns::default(),
             stdio: Stdio::new(log),
             life: Life::new(group),
+            moving: moving::State::default(),
             wake: None,
             over: false,
         })

@@ -22,6 +22,11 @@ pub(super) fn keep_link(places: &Places, link: &net::Link) -> Result<(), Failure
     write_unsynced(&path, &text).map_err(|e| failed(plain(&e)))
 }
 
+/// What was written down.
+pub fn kept_link(places: &Places, id: &PodId) -> Option<net::Link> {
+    serde_json::from_slice(&fs::read(link_path(places, id)).ok()?).ok()
+}
+
 /// Forgets it again.
 pub(super) fn forget_link(places: &Places, id: &PodId) {
     let _ = fs::remove_file(link_path(places, id));

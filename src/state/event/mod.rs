@@ -1,5 +1,8 @@
 //! Anonymous descriptors: eventfd, epoll, signalfd, timerfd.
 
+pub mod collect;
+pub mod restore;
+
 use super::fd::FileId;
 use super::timer::Itimer;
 use serde::{Deserialize, Serialize};

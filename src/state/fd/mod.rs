@@ -1,5 +1,12 @@
 //! Descriptor tables and open file descriptions.
 
+pub mod collect;
+pub mod error;
+pub mod restore;
+pub(crate) mod shares;
+
+pub use error::Error;
+
 use super::{event, file, inet, object::ObjectId, pipe, unix};
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +60,8 @@ pub enum FileKind {
         object: ObjectId,
         /// Position.
         pos: u64,
+        /// Locks held through it.
+        locks: Vec<file::FileLock>,
     },
     /// One end of a pipe or an open FIFO.
     Pipe(pipe::PipeEnd),
@@ -73,3 +82,6 @@ pub enum FileKind {
     /// A channel to the monitor.
     Port(Port),
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,11 @@
 //! TCP and UDP sockets over IPv4 and IPv6.
 
+pub mod collect;
+pub(crate) mod options;
+pub mod restore;
+
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// A socket option and its value, as `getsockopt` gave it and `setsockopt` takes it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -46,6 +50,15 @@ pub struct TcpLink {
     pub window: [u32; 5],
 }
 
+/// How a connection that is over ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Ended {
+    /// Both sides closed it.
+    Closed,
+    /// An error is pending (reset, timed out); shown as a reset at the target.
+    Reset,
+}
+
 /// Where a TCP socket stands.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum TcpState {
@@ -55,6 +68,13 @@ pub enum TcpState {
     Listen(i32),
     /// connect(2) under way: issued again at the target.
     SynSent,
+    /// A connection that is over, with what was received and not read.
+    Over {
+        /// How.
+        how: Ended,
+        /// Unread bytes.
+        unread: Vec<u8>,
+    },
     /// A connection; `state` is the kernel's TCP_* number (1 established, 4/5 FIN_WAIT, 8 CLOSE_WAIT, 9 LAST_ACK, 11 CLOSING).
     Linked {
         /// Kernel state number.
@@ -77,6 +97,19 @@ pub struct TcpSocket {
     pub state: TcpState,
     /// Options to set again (SO_REUSEADDR among them: set after repair is off).
     pub options: Vec<SockOpt>,
+    /// User who made it (SO_REUSEPORT asks for the same one).
+    pub uid: u32,
+}
+
+/// A datagram received and not read.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Datagram {
+    /// Sender.
+    pub from: SocketAddr,
+    /// Address it was sent to, if the kernel told.
+    pub to: Option<SocketAddr>,
+    /// Bytes.
+    pub data: Vec<u8>,
 }
 
 /// A UDP socket.
@@ -88,8 +121,14 @@ pub struct UdpSocket {
     pub local: Option<SocketAddr>,
     /// Peer, if connected.
     pub peer: Option<SocketAddr>,
-    /// Datagrams received and not read: sender and bytes.
-    pub queue: Vec<(SocketAddr, Vec<u8>)>,
+    /// Datagrams received and not read.
+    pub queue: Vec<Datagram>,
     /// Options to set again.
     pub options: Vec<SockOpt>,
+    /// Multicast groups joined: group, interface index.
+    pub groups: Vec<(IpAddr, u32)>,
+    /// `shutdown(2)` done: bit 0 receive, bit 1 send.
+    pub shutdown: u8,
+    /// User who made it (SO_REUSEPORT asks for the same one).
+    pub uid: u32,
 }

@@ -1,5 +1,8 @@
 //! Pipes and FIFOs with their content.
 
+pub mod collect;
+pub mod restore;
+
 use serde::{Deserialize, Serialize};
 
 /// One end of a pipe. Ends with the same `pipe` number share the buffer.

@@ -1,7 +1,9 @@
 //! Processes and threads: ids, family, sessions, limits, and the per-process bundle of all other kinds.
 
+pub mod asked;
 pub mod collect;
 pub mod plan;
+pub mod restore;
 
 use super::{cpu, cred, fd, signal, timer};
 use serde::{Deserialize, Serialize};
