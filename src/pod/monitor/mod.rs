@@ -27,7 +27,7 @@ mod stdio;
 mod sweep;
 
 pub use birth::{LivePod, group_of};
-pub(super) use birth::{group_failure, monitor_group, own_group};
+pub(super) use birth::{monitor_dirs, own_group};
 pub use conns::ConnId;
 pub use incoming::Prepared;
 pub use logfile::aside;
