@@ -366,6 +366,9 @@ impl Monitor {
     fn tell_end(&mut self, status: i32) {
         if !self.record.spec.rm {
             self.save();
+        } else if let Err(e) = self.store.forget(&self.record.spec.id) {
+            // The name is free before anyone hears of the end; the rest goes once nothing is needed of it.
+            complain(&self.record, &format!("not removed: {e}"));
         }
         self.stdio.end_attached();
         self.event(&Event::State(Status::Exited));

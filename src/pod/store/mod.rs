@@ -305,13 +305,18 @@ impl Store {
         }
     }
 
+    /// Removes the record of a pod, and so frees its name; what else there is of it stays until [`Store::remove`].
+    pub fn forget(&self, id: &PodId) -> Result<(), Error> {
+        let record = self.places.record(id);
+        gone(fs::remove_file(&record)).map_err(io_error("remove", &record))
+    }
+
     /// Removes all this host knows of a pod: record, log, journal, socket. Twice is harmless.
     pub fn remove(&self, id: &PodId) -> Result<(), Error> {
         let socket = self.places.socket(id);
         gone(fs::remove_file(&socket)).map_err(io_error("remove", &socket))?;
         // The record first: a crash between leaves a directory without a pod, not a pod without a log.
-        let record = self.places.record(id);
-        gone(fs::remove_file(&record)).map_err(io_error("remove", &record))?;
+        self.forget(id)?;
         let dir = self.places.dir(id);
         gone(fs::remove_dir_all(&dir)).map_err(io_error("remove", &dir))
     }
