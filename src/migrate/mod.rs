@@ -16,6 +16,7 @@
 
 pub mod facts;
 pub mod freeze_copy;
+pub mod names;
 pub mod order;
 pub mod report;
 pub mod resolve;

@@ -184,6 +184,7 @@ impl Monitor {
         self.life.since = Instant::now();
         self.life.cmd = Some(cmd);
         self.set_status(Status::Running);
+        self.tell_name();
         self.event(&Event::Started { pid: host_pid });
         match self.record.spec.start_type {
             StartType::Exec if self.life.foreground || self.life.starter.is_none() => self.become_ready(),
@@ -365,6 +366,7 @@ impl Monitor {
         }
         self.stdio.end_attached();
         self.event(&Event::State(Status::Exited));
+        self.tell_name();
         self.event(&Event::Ended { status });
     }
 
