@@ -541,3 +541,98 @@ fn limits_hold() {
     host.ended("lim");
     assert_eq!(host.log("lim"), "67108864\n20\n");
 }
+
+#[test]
+fn a_paused_pod_stands_still() {
+    let mut host = Host::new();
+    host.sh("p", "while :; do echo beat; sleep 0.02; done").unwrap();
+    until(LIMIT, "output", || host.log("p").contains("beat").then_some(()));
+    let mut client = host.client("p");
+    client.pause().unwrap();
+    client.pause().unwrap();
+    assert_eq!(host.record("p").status, Status::Paused);
+    let group = &host.groups(&host.specs[0])[0].join("pod");
+    assert_eq!(fs::read_to_string(group.join("cgroup.freeze")).unwrap(), "1\n");
+    let f = client.exec(&exec_spec(&["true"]), None).unwrap_err();
+    assert!(f.message.contains("paused"), "{f}");
+    client.resume().unwrap();
+    client.resume().unwrap();
+    let before = host.log("p").len();
+    until(LIMIT, "more output", || (host.log("p").len() > before).then_some(()));
+    client.pause().unwrap();
+    client.stop(Duration::from_secs(10)).unwrap();
+    assert_eq!(host.record("p").exit_status, Some(143));
+    host.sh("q", "sleep 100").unwrap();
+    let mut client = host.client("q");
+    client.pause().unwrap();
+    client.kill().unwrap();
+    assert_eq!(host.record("q").exit_status, Some(137));
+}
+
+/// The verbs that end a pod, while it is in each of its states; and its monitor killed in each.
+#[test]
+fn killed_in_every_state_it_leaves_nothing() {
+    let mut host = Host::new();
+    // While it waits for its daemon, for READY=1, and for its grace to pass.
+    for (i, kind) in [StartType::Forking, StartType::Notify, StartType::Exec].into_iter().enumerate() {
+        for hard in [false, true] {
+            let name = format!("k{i}{}", u8::from(hard));
+            let mut spec = host.spec(&name, &["sleep", "100"]);
+            spec.start_type = kind;
+            spec.grace_ms = 60_000;
+            host.specs.push(spec.clone());
+            let store = host.store.clone();
+            let starter =
+                std::thread::spawn(move || launch::start(&store, spec, Host::io()).map(|s| s.ended));
+            let record =
+                until(LIMIT, "the command", || host.store.find(&name).ok().filter(|r| r.cmd_pid.is_some()));
+            if hard {
+                let pid = nix::unistd::Pid::from_raw(record.monitor.clone().unwrap().pid);
+                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+                let f = starter.join().unwrap().unwrap_err();
+                assert!(f.message.contains("monitor ended"), "{f}");
+            } else {
+                host.client(&name).kill().unwrap();
+                assert_eq!(starter.join().unwrap().unwrap(), Some(137));
+            }
+            let init = record.init_pid.unwrap();
+            until(LIMIT, "the end of its processes", || {
+                (!Path::new(&format!("/proc/{init}/ns/pid")).exists()).then_some(())
+            });
+        }
+    }
+    // While it waits to be started again.
+    let mut spec = host.spec("r", &["sh", "-c", "sleep 0.15; exit 1"]);
+    spec.restart = Restart::Always;
+    host.start(spec).unwrap();
+    until(LIMIT, "the pause before a restart", || host.record("r").init_pid.is_none().then_some(()));
+    host.client("r").kill().unwrap();
+    assert_eq!(host.record("r").status, Status::Exited);
+}
+
+/// The starter killed at some moment of the start: the pod is up or there is none, never a part of one.
+#[test]
+fn a_starter_that_dies_leaves_a_whole_pod_or_none() {
+    let mut host = Host::new();
+    let exe = env!("CARGO_BIN_EXE_podmig");
+    for i in 0..12u64 {
+        let name = format!("s{i}");
+        let root = host.dir.path().to_str().unwrap().to_owned();
+        let args = ["--root", &root, "start", "--net", "none", "--name", &name, "--", "sleep", "100"];
+        let mut child = std::process::Command::new(exe).args(args).spawn().unwrap();
+        let moment = Instant::now() + Duration::from_micros(4000 * i);
+        until(LIMIT, "the moment", || (Instant::now() >= moment).then_some(()));
+        let _ = child.kill();
+        child.wait().unwrap();
+        // Whatever is there comes to rest: a running command, or nothing.
+        let record = until(LIMIT, "a whole pod or none", || match host.store.find(&name) {
+            Err(_) => Some(None),
+            Ok(r) if r.cmd_pid.is_some() => Some(Some(r)),
+            Ok(_) => None,
+        });
+        if let Some(record) = record {
+            host.specs.push(record.spec.clone());
+            host.client(&name).kill().unwrap();
+        }
+    }
+}

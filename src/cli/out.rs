@@ -54,6 +54,14 @@ pub fn failure(failure: &Failure, as_json: bool) {
     }
 }
 
+/// One JSON object on standard error, where standard output carries data.
+pub fn json_to_stderr<T: Serialize>(value: &T) {
+    match serde_json::to_string(value) {
+        Ok(text) => eprintln!("{text}"),
+        Err(e) => eprintln!("podmig: {e}"),
+    }
+}
+
 /// Says that something went on less well than asked.
 pub fn warning(text: &str) {
     eprintln!("podmig: warning: {text}");

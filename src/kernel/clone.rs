@@ -34,15 +34,9 @@ pub fn fork_with(
 ) -> io::Result<Child> {
     alone()?;
     let mut pidfd: RawFd = -1;
-    // SAFETY: clone_args is plain numbers; all zero is a valid value.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = flags | u64::from(libc::CLONE_PIDFD.cast_unsigned());
+    let mut args = fork_args(cgroup);
+    args.flags |= flags | u64::from(libc::CLONE_PIDFD.cast_unsigned());
     args.pidfd = ptr::from_mut(&mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
-    if let Some(fd) = cgroup {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = fd.as_raw_fd() as u64;
-    }
     // SAFETY: no new stack and no shared memory: the child is a fork of this single-threaded process and may run any
     // code; it never returns from the closure into the caller's frames but exits.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_ref(&args), size_of::<libc::clone_args>()) };
@@ -54,6 +48,18 @@ pub fn fork_with(
     let pid = i32::try_from(Errno::result(pid)?).map_err(io::Error::other)?;
     // SAFETY: clone3 stored a descriptor it just made; nobody else owns it.
     Ok(Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// A plain fork, in v2 cgroup `cgroup` if one is given.
+fn fork_args(cgroup: Option<BorrowedFd<'_>>) -> libc::clone_args {
+    // SAFETY: clone_args is plain numbers; all zero is a valid value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(fd) = cgroup {
+        args.flags = CLONE_INTO_CGROUP;
+        args.cgroup = fd.as_raw_fd() as u64;
+    }
+    args
 }
 
 /// Waits for threads that were joined to be gone from the kernel, too; an error when one stays.
@@ -148,7 +154,8 @@ pub fn take_fd(number: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Starts `exe` as a daemon: own session, not our child, `/` as directory, descriptors 0, 1, 2 = `fds[0..3]`, the
-/// further ones from 3 on, nothing else open, default signals, nothing blocked. Returns once it was executed.
+/// further ones from 3 on, nothing else open, default signals, nothing blocked, in v2 cgroup `cgroup` from the
+/// start. Returns once it was executed.
 ///
 /// # Errors
 /// What fork or execve gave.
@@ -157,6 +164,7 @@ pub fn spawn_detached(
     argv: &[CString],
     env: &[CString],
     fds: &[BorrowedFd<'_>],
+    cgroup: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
     let pointers = |list: &[CString]| {
         let mut p: Vec<*const libc::c_char> = list.iter().map(|s| s.as_ptr()).collect();
@@ -167,14 +175,14 @@ pub fn spawn_detached(
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // Room for descriptors duplicated by the child, so that it allocates nothing: it may be a fork of one thread.
     let mut high = vec![-1; fds.len() + 1];
+    let fork = fork_args(cgroup);
     // SAFETY: the child makes only async-signal-safe calls (raw system calls on memory prepared above) and ends in
     // execve or _exit.
     let pid = Errno::result(unsafe { libc::fork() })?;
     if pid == 0 {
+        let program = (exe.as_ptr(), argv.as_ptr(), envp.as_ptr());
         // SAFETY: in the child, see above.
-        unsafe {
-            detach_and_exec(exe.as_ptr(), argv.as_ptr(), envp.as_ptr(), fds, write.as_raw_fd(), &mut high)
-        }
+        unsafe { detach_and_exec(program, fds, write.as_raw_fd(), &fork, &mut high) }
     }
     drop(write);
     let mut failed = [0; 4];
@@ -199,11 +207,10 @@ pub fn spawn_detached(
 /// # Safety
 /// Only in a fresh fork; pointers as execve wants them; `high` has one more place than `fds`.
 unsafe fn detach_and_exec(
-    exe: *const libc::c_char,
-    argv: *const *const libc::c_char,
-    envp: *const *const libc::c_char,
+    (exe, argv, envp): (*const libc::c_char, *const *const libc::c_char, *const *const libc::c_char),
     fds: &[BorrowedFd<'_>],
     report: RawFd,
+    fork: &libc::clone_args,
     high: &mut [RawFd],
 ) -> ! {
     // SAFETY: raw system calls on valid arguments; every failure is reported and ends the process.
@@ -214,7 +221,7 @@ unsafe fn detach_and_exec(
             libc::_exit(127)
         };
         libc::setsid();
-        match libc::fork() {
+        match libc::syscall(libc::SYS_clone3, ptr::from_ref(fork), size_of::<libc::clone_args>()) {
             -1 => fail(report),
             0 => {}
             _ => libc::_exit(0),
@@ -255,7 +262,8 @@ mod tests {
         let script = c"ls /proc/self/fd | tr '\\n' ' '; ps -o sid= -p $$ | tr -d ' '; echo $$; echo $X; pwd";
         let argv = [c"sh".into(), c"-c".into(), script.into()];
         let fds = [null.as_fd(), write.as_fd(), write.as_fd(), null.as_fd()];
-        spawn_detached(c"/bin/sh", &argv, &[c"X=y".into(), c"PATH=/usr/bin:/bin".into()], &fds).unwrap();
+        spawn_detached(c"/bin/sh", &argv, &[c"X=y".into(), c"PATH=/usr/bin:/bin".into()], &fds, None)
+            .unwrap();
         drop(write);
         let mut text = String::new();
         std::fs::File::from(read).read_to_string(&mut text).unwrap();
@@ -271,7 +279,7 @@ mod tests {
     fn a_program_that_is_not_there_is_an_error() {
         let null = std::fs::File::open("/dev/null").unwrap();
         let fds = [null.as_fd(), null.as_fd(), null.as_fd()];
-        let e = spawn_detached(c"/nowhere/podmig", &[c"x".into()], &[], &fds).unwrap_err();
+        let e = spawn_detached(c"/nowhere/podmig", &[c"x".into()], &[], &fds, None).unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::ENOENT));
     }
 

@@ -187,14 +187,21 @@ pub fn lock_ofd(fd: impl AsFd, exclusive: bool, start: u64, len: u64) -> Result<
     Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_SETLK, lock.as_ptr()) }).map(drop)
 }
 
-/// Raises our own limit on descriptors to at least `n`. Errors: EPERM (the hard limit is lower).
-pub fn want_descriptors(n: u64) -> Result<(), Errno> {
+/// Raises our own limit on descriptors towards `n`, as far as we may: the hard limit only with CAP_SYS_RESOURCE. What
+/// does not fit then fails with EMFILE.
+pub fn want_descriptors(n: u64) {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft >= n {
-        return Ok(());
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if soft < n && setrlimit(Resource::RLIMIT_NOFILE, n, hard.max(n)).is_err() {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(n.max(soft)), hard);
     }
-    setrlimit(Resource::RLIMIT_NOFILE, n.max(soft).min(hard.max(n)), hard.max(n))
+}
+
+/// `inotify_init1(2)`, to have something to refuse.
+#[cfg(test)]
+pub fn inotify() -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers; the result is a new descriptor.
+    Errno::result(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) }).map(own)
 }
 
 #[cfg(test)]

@@ -3,28 +3,21 @@
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 
 /// A descriptor table of one thread alone: any number may be used without harm to the rest of the process.
 #[derive(Debug)]
-pub struct PrivateTable {
-    floor: RawFd,
-}
+pub struct PrivateTable(());
 
 impl PrivateTable {
-    /// Runs `body` on a new thread with a copy of our table, in which numbers below `floor` are free to be
-    /// overwritten with [`place`](Self::place). `body` must [`lift`](Self::lift) every descriptor before it places
-    /// any. The table is dropped as a whole at the end; what was placed is closed with it. Errors: EAGAIN (no
-    /// thread), ENOMEM.
-    pub fn run<T: Send>(
-        floor: RawFd,
-        body: impl FnOnce(&PrivateTable) -> Result<T, Errno> + Send,
-    ) -> Result<T, Errno> {
+    /// Runs `body` on a new thread with a copy of our table, in which numbers may be overwritten at will: `body` uses
+    /// numbers, no owned descriptors. The table is dropped as a whole at the end. Errors: EAGAIN (no thread), ENOMEM.
+    pub fn run<T: Send>(body: impl FnOnce(&PrivateTable) -> Result<T, Errno> + Send) -> Result<T, Errno> {
         std::thread::scope(|s| {
             let thread = std::thread::Builder::new().name("descriptors".into());
             let started = thread.spawn_scoped(s, move || {
                 unshare(CloneFlags::CLONE_FILES)?;
-                body(&PrivateTable { floor })
+                body(&PrivateTable(()))
             });
             match started {
                 Ok(handle) => handle.join().unwrap_or(Err(Errno::EAGAIN)),
@@ -33,20 +26,27 @@ impl PrivateTable {
         })
     }
 
-    /// A duplicate at or above the floor. Errors: EMFILE, EINVAL (the limit on descriptors is below the floor).
-    pub fn lift(&self, fd: impl AsFd) -> Result<OwnedFd, Errno> {
-        super::descr::dup_from(fd, self.floor)
+    /// Duplicates `from` to exactly `to`, closing what this table has there. Errors: EBADF (also: `to` is over our
+    /// limit on descriptors).
+    pub fn place(&self, from: RawFd, to: RawFd) -> Result<(), Errno> {
+        if from == to {
+            return Ok(());
+        }
+        // SAFETY: both numbers belong to a table only this thread has.
+        Errno::result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) }).map(drop)
     }
 
-    /// Puts a duplicate at exactly `number`, below the floor, closing what this table has there. Errors: EBADF
-    /// (not below the floor).
-    pub fn place(&self, fd: impl AsFd, number: RawFd) -> Result<(), Errno> {
-        if number < 0 || number >= self.floor {
-            return Err(Errno::EBADF);
-        }
-        let fd = fd.as_fd().as_raw_fd();
-        // SAFETY: the number belongs to a table only this thread has, and lies where nothing of its own is kept.
-        Errno::result(unsafe { libc::dup3(fd, number, libc::O_CLOEXEC) }).map(drop)
+    /// Duplicates `from` to the lowest free number. Errors: EBADF, EMFILE.
+    pub fn aside(&self, from: RawFd) -> Result<RawFd, Errno> {
+        // SAFETY: as above; the duplicate goes with the table.
+        Errno::result(unsafe { libc::fcntl(from, libc::F_DUPFD_CLOEXEC, 0) })
+    }
+
+    /// A descriptor of this table for a call. It must not be kept past the next [`place`](Self::place).
+    pub fn at(&self, number: RawFd) -> BorrowedFd<'_> {
+        // SAFETY: numbers of this table stay open until the thread ends or overwrites them itself; a wrong one
+        // makes the call fail with EBADF, no more.
+        unsafe { BorrowedFd::borrow_raw(number.max(0)) }
     }
 }
 
@@ -76,21 +76,23 @@ pub fn as_user<T>(uid: u32, gid: u32, body: impl FnOnce() -> T) -> Result<T, Err
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn numbers_of_a_private_table_are_its_own() {
         let (r, w) = nix::unistd::pipe().unwrap();
-        let number = r.as_raw_fd();
-        PrivateTable::run(500, |t| {
-            let w = t.lift(&w)?;
-            t.place(&w, number)?;
-            assert_eq!(t.place(&w, 500), Err(Errno::EBADF));
-            assert_eq!(nix::unistd::read(&r, &mut [0]), Err(Errno::EBADF), "here it is the write end");
+        let (number, writer) = (r.as_raw_fd(), w.as_raw_fd());
+        PrivateTable::run(|t| {
+            let kept = t.aside(number)?;
+            t.place(writer, number)?;
+            nix::unistd::write(t.at(number), b"y")?;
+            assert_eq!(nix::unistd::read(t.at(kept), &mut [0; 4]), Ok(1), "the read end was put aside");
+            t.place(writer, i32::MAX).unwrap_err();
             Ok(())
         })
         .unwrap();
         nix::unistd::write(&w, b"x").unwrap();
-        assert_eq!(nix::unistd::read(&r, &mut [0]), Ok(1), "here it still is the read end");
+        assert_eq!(nix::unistd::read(&r, &mut [0; 4]), Ok(1), "here it still is the read end");
     }
 
     #[test]

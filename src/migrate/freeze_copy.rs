@@ -18,8 +18,9 @@ use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
 use crate::image::record::{NetFrame, Record};
 use crate::kernel::errno_text;
+use crate::memory::Reader;
 use crate::memory::feed::{DEFAULT_CHUNKS, Feed};
-use crate::memory::{self, Reader};
+use crate::memory::reader::all_content;
 use crate::net::{Capture, Engaged};
 use crate::pod::moving;
 use crate::state::Tree;
@@ -211,7 +212,8 @@ impl Mover<'_> {
 
     /// Lets go of the pod (its monitor then asks the target itself) and waits for what it learns.
     fn ask_through_monitor(&mut self) -> Option<Decision> {
-        self.client.close();
+        // Its connection closes: for the monitor the mover is gone.
+        self.client.hang_up();
         resolve::wait(self.store, &self.pod.spec.id, DOUBT)
     }
 
@@ -242,7 +244,7 @@ impl Mover<'_> {
 /// Starts the threads that read the pages of a stopped pod ahead of the stream.
 fn start_reading(source: &Source, tree: &Tree, pids: &HashMap<MmId, i32>) -> Result<Feed, Failure> {
     let handles = source.handles()?;
-    let work = memory::all_content(&tree.mms, pids, &handles)?;
+    let work = all_content(&tree.mms, pids, &handles)?;
     let reader = Arc::new(Reader::new(pids, &handles, work)?);
     Feed::start(reader, READERS, DEFAULT_CHUNKS).map_err(no_thread)
 }

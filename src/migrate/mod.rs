@@ -19,6 +19,7 @@ pub mod freeze_copy;
 pub mod order;
 pub mod report;
 pub mod resolve;
+pub mod restore;
 
 pub mod sink;
 pub mod source;

@@ -172,7 +172,7 @@ impl Mover<'_> {
         PodView {
             init: self.info.init_pid.unwrap_or(0),
             cgroup: self.cgroup.clone(),
-            ports: self.info.ports.iter().map(|p| (p.port, p.dev, p.ino)).collect(),
+            ports: self.info.ports.iter().map(|p| (p.port, (p.dev, p.ino))).collect(),
             walled: !self.pod.spec.privileged,
             tracked: false,
         }

@@ -139,9 +139,6 @@ impl<'s> Target<'s> {
             deadline_ms: request.deadline_ms,
         })?;
         let lost = |what: &str| Failure::new(Kind::Failed, record.spec.name.as_str(), what.to_owned());
-        let hierarchies = Hierarchies::detect().map_err(|e| lost(&e.to_string()))?;
-        let cgroup =
-            Cgroup::open(&hierarchies, Path::new(&prepared.info.cgroup)).map_err(|e| lost(&e.to_string()))?;
         let ctx = TargetCtx {
             init: prepared.info.init_pid.ok_or_else(|| lost("the monitor made no pid 1"))?,
             syscall_at: init::syscall_address(),
@@ -183,10 +180,7 @@ impl<'s> Target<'s> {
         let first = self.tree.is_none();
         let skeleton = match &self.tree {
             None => self.builder()?.skeleton(&tree)?,
-            Some(_) => {
-                let old = self.tree.take().unwrap_or_default();
-                self.builder()?.update(&old, &tree)?
-            }
+            Some(_) => self.builder()?.rebuild(&tree)?,
         };
         match &mut self.filler {
             None => self.filler = Some(Filler::new(&tree, &skeleton.pids, &skeleton.objects)?),
@@ -251,9 +245,9 @@ impl<'s> Target<'s> {
         builder.detach_frozen()?;
         self.watch.lap("detach");
         for some in self.finished.repaired.chunks(SOCKETS) {
-            let fds: Vec<_> = some.iter().map(|s| s.0.as_fd()).collect();
-            let reuse = some.iter().map(|s| s.1).collect();
-            self.client.moving_with(moving::Request::Sockets(reuse), &fds)?;
+            let fds: Vec<_> = some.iter().map(|s| s.fd.as_fd()).collect();
+            let how = some.iter().map(|s| (s.reuseaddr, s.push)).collect();
+            self.client.moving_with(moving::Request::Sockets(how), &fds)?;
         }
         let arrival = Arrival {
             cmd_pid,
@@ -263,6 +257,7 @@ impl<'s> Target<'s> {
             realtime_ns: state.realtime_ns,
             started: self.request.manifest.started.parse().ok(),
             log_tail: self.request.manifest.log_tail.clone(),
+            socket_files: std::mem::take(&mut self.finished.socket_files),
         };
         self.client.moving(moving::Request::Prepared(arrival))?;
         self.watch.lap("prepare");

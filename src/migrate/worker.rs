@@ -24,19 +24,8 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
     greet(&mut channel, &ours)?;
     let served = match channel.expect(PATIENCE)? {
         Message::Reserve { move_id, manifest, publish, takeover, deadline_ms, dry_run } => {
-            let request = Request {
-                move_id: Some(move_id),
-                manifest: *manifest,
-                publish,
-                takeover,
-                deadline_ms,
-                changes: None,
-            };
-            if dry_run {
-                rehearse(store, &mut channel, &request)
-            } else {
-                receive(store, &mut channel, request)
-            }
+            let request = Request { move_id, manifest: *manifest, publish, takeover, deadline_ms };
+            if dry_run { rehearse(&mut channel, &request) } else { receive(store, &mut channel, request) }
         }
         Message::Query { move_id, pod } => answer(store, &mut channel, &move_id, &pod),
         other => {

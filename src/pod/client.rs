@@ -60,6 +60,12 @@ impl Client {
         Ok(client)
     }
 
+    /// Ends the conversation: the monitor sees the caller as gone.
+    pub fn hang_up(&self) {
+        use std::os::fd::AsRawFd;
+        let _ = nix::sys::socket::shutdown(self.fd.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+    }
+
     /// The starter's connection, which has watched from the beginning.
     pub(super) fn of_starter(fd: OwnedFd, name: PodName) -> Client {
         Client { fd, name, events: VecDeque::new() }

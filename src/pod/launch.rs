@@ -128,11 +128,12 @@ fn launch(
     exe: Option<PathBuf>,
 ) -> Result<OwnedFd, Failure> {
     let launched = (|| {
-        let channel = run_monitor(store, record, exe)?;
+        let group = format!("monitor-{:x}", std::process::id());
+        let channel = run_monitor(store, record, &group, exe)?;
         let places = &store.places;
         let beside = super::monitor::own_group();
         let places = [places.etc.clone(), places.var.clone(), places.run.clone()];
-        let message = Launch { places, id: record.spec.id.clone(), beside, mode };
+        let message = Launch { places, id: record.spec.id.clone(), beside, group, mode };
         proto::send(&channel, &message, fds)
             .map_err(|e| Failure::new(Kind::Failed, record.spec.name.as_str(), e.to_string()))?;
         Ok(channel)
@@ -143,7 +144,12 @@ fn launch(
     launched
 }
 
-fn run_monitor(store: &Store, record: &Record, exe: Option<PathBuf>) -> Result<OwnedFd, Failure> {
+fn run_monitor(
+    store: &Store,
+    record: &Record,
+    group_name: &str,
+    exe: Option<PathBuf>,
+) -> Result<OwnedFd, Failure> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |e: std::io::Error| {
@@ -167,7 +173,17 @@ fn run_monitor(store: &Store, record: &Record, exe: Option<PathBuf>) -> Result<O
     let env = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()];
     let fds = [null.as_fd(), log.as_fd(), log.as_fd(), theirs.as_fd()];
     debug_assert_eq!(fds.len() - 1, LAUNCH_FD as usize);
-    clone::spawn_detached(&exe, &argv, &env, &fds).map_err(failed("run the monitor"))?;
+    let group = super::monitor::group_of(&store.places, &record.spec, super::monitor::own_group().as_deref());
+    let spawned = (|| {
+        let group = super::monitor::monitor_group(&group, group_name)?;
+        let into = group.clone_fd().map_err(super::monitor::group_failure)?;
+        let spawned = clone::spawn_detached(&exe, &argv, &env, &fds, into.as_ref().map(AsFd::as_fd));
+        if spawned.is_err() {
+            let _ = group.remove_with_parent();
+        }
+        spawned.map_err(failed("run the monitor"))
+    })();
+    spawned?;
     Ok(ours)
 }
 

@@ -19,6 +19,10 @@ mod session;
 mod slot;
 mod stub;
 mod task;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) mod victim;
 
 pub use batch::{Arg, Batch, CallIx, Data, MARK, Results};
 pub use error::{Error, Result};

@@ -207,7 +207,7 @@ impl Found {
             saved,
             regs,
             mask: saved.mask,
-            crash: restart::rewound(&regs),
+            crash: restart::rewound(&task.call_regs(regs)?),
             fpstate: frame::fpstate(&task.xstate()?),
             ids: Ids { tgid: status.pod_tgid(), tid: status.pod_tid(), marker },
         })

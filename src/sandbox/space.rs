@@ -83,7 +83,7 @@ impl Space {
     ) -> Result<std::convert::Infallible, Error> {
         let failed = |what| move |errno| Error::Space { what, errno };
         nix::unistd::setsid().map_err(failed("begin a session"))?;
-        cgroup.add(0)?;
+        cgroup.join_rest()?;
         unshare(CloneFlags::CLONE_NEWCGROUP).map_err(failed("make a cgroup namespace"))?;
         nix::unistd::sethostname(&self.hostname).map_err(failed("set the host name"))?;
         let kept = mounts::make(&self.mounts)?;

@@ -43,6 +43,12 @@ pub enum Error {
     /// Descriptors.
     #[error("descriptors of the pod")]
     Fd(#[source] super::fd::error::Error),
+    /// Stopping the pod.
+    #[error("stopping the pod")]
+    Freeze(#[from] crate::freeze::Error),
+    /// Whoever was told that connections are about to be held did not accept it.
+    #[error("{0}")]
+    Told(Box<Failure>),
     /// The pod's cgroup.
     #[error("the pod's cgroup")]
     Cgroup(#[from] crate::kernel::cgroup::Error),
@@ -106,6 +112,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(blockers) => Failure::refused("", blockers),
+            Error::Told(failure) => *failure,
             other => {
                 let mut text = other.to_string();
                 let mut source = std::error::Error::source(&other);

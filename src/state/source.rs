@@ -11,9 +11,13 @@
 
 mod ipc;
 mod running;
+mod stopped;
+
+pub use stopped::Snapshot;
 
 use super::error::Error;
 use super::fd::Port;
+use super::fd::collect::FdContext;
 use super::mm::MmId;
 use super::mm::collect::Known;
 use super::mm::files::FileTable;
@@ -37,8 +41,8 @@ pub struct PodView {
     pub init: i32,
     /// The pod's cgroup: its processes, pid 1 included, and nothing else.
     pub cgroup: Freezer,
-    /// The channels to the monitor: (name, `st_dev`, `st_ino`) of the pipe or socket as the pod holds it.
-    pub ports: Vec<(Port, u64, u64)>,
+    /// The channels to the monitor: the name and (`st_dev`, `st_ino`) of the pipe.
+    pub ports: Vec<(Port, (u64, u64))>,
     /// podmig's seccomp profile stands over every process but pid 1 (not so for `--privileged`).
     pub walled: bool,
     /// podmig itself tracks writes in this pod by userfaultfd.
@@ -62,6 +66,11 @@ pub struct Source {
     known: HashMap<Who, Known>,
     /// Processes found to share nothing with one another.
     alone: HashSet<Who>,
+    /// File systems only the pod sees.
+    private: HashSet<u64>,
+    /// Between [`Source::tree`] and [`Source::collect`].
+    read: Vec<stopped::Read>,
+    last_pid: Option<i32>,
     buf: Vec<u8>,
 }
 
@@ -71,7 +80,8 @@ impl Source {
         let init = Arc::new(Proc::open(view.init).map_err(Error::read(view.init, "/proc"))?);
         let walls = walls(&init, None)?;
         let wide = sched::affinity(view.init).map_err(Error::read(view.init, "sched_getaffinity(2)"))?;
-        let objects = ObjectTable::new(private_file_systems(&init)?)?;
+        let private = private_file_systems(&init)?;
+        let objects = ObjectTable::new(private.clone())?;
         Ok(Self {
             view,
             walls,
@@ -81,6 +91,9 @@ impl Source {
             objects,
             known: HashMap::new(),
             alone: HashSet::new(),
+            private,
+            read: Vec::new(),
+            last_pid: None,
             buf: Vec::with_capacity(1 << 16),
         })
     }
@@ -105,6 +118,11 @@ impl Source {
                 Err(e) => Err(Error::read(self.view.init, "an object's handle")(e)),
             })
             .collect()
+    }
+
+    fn fd_context(&self) -> FdContext {
+        let private = self.private.clone();
+        FdContext { init: self.view.init, ports: self.view.ports.clone(), private }
     }
 
     /// `status` of the pod's pid 1.

@@ -30,6 +30,7 @@ pub fn unix() {
     }
     let path = format!("/tmp/workload.sock.{}", std::process::id());
     let _ = std::fs::remove_file(&path);
+    let _ = std::fs::remove_file(format!("{path}.d"));
     let listener = UnixListener::bind(&path).expect("bind");
     let mut near = UnixStream::connect(&path).expect("connect");
     let (mut far, _) = listener.accept().expect("accept");

@@ -5,8 +5,8 @@ use crate::base::Failure;
 use crate::base::spec::PodSpec;
 use crate::cli::request::StartRequest;
 use crate::cli::{Context, out, privilege, shape};
-use crate::kernel::tty;
 use crate::pod::define::{Caller, Wanted, read_file, resolve};
+use crate::pod::exec;
 use crate::pod::launch::{self, StartIo, Started};
 use crate::pod::store::{Error, Record};
 use std::path::Path;
@@ -58,9 +58,9 @@ fn begin(
     start: impl FnOnce(StartIo) -> Result<Started, Failure>,
 ) -> Result<i32, Failure> {
     if fg {
-        return Err(out::not_yet("start --fg"));
+        return exec::foreground(tty, start);
     }
-    let size = if tty { tty::size(std::io::stdin()).ok() } else { None };
+    let size = if tty { exec::caller_size() } else { None };
     let started = start(StartIo { size, ..StartIo::default() })?;
     up(ctx, &started.record);
     Ok(0)

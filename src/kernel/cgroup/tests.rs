@@ -22,6 +22,13 @@ fn layouts_are_told_apart() {
 }
 
 #[test]
+fn the_root_of_a_hierarchy_is_known() {
+    let text = "12:memory:/user.slice\n5:cpu,cpuacct:/\n0::/user.slice\n";
+    assert!(!in_root(text, "memory"));
+    assert!(in_root(text, "cpu") && in_root(text, "pids"));
+}
+
+#[test]
 fn paths_that_leave_are_refused() {
     let h = Hierarchies::parse(HYBRID);
     for bad in ["", "/x", "../x", "a/../b", "."] {

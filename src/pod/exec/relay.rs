@@ -15,6 +15,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// What is written at once to the caller's own descriptors, which block: a pipe that polls writable takes as much.
 const PIECE: usize = 4096;
 const BLOCK: usize = 64 << 10;
+/// What is read at most of a stream whose command has ended: more than a pipe holds.
+const DRAINED: usize = 1 << 20;
 
 /// Our ends of the channels to the command.
 #[derive(Debug)]
@@ -136,7 +138,7 @@ impl Relay {
     /// The end was told and everything written is shown.
     fn over(&self) -> bool {
         let shown = self.to_show.iter().all(Vec::is_empty);
-        // A terminal has no end of its own while someone else holds it: what is there was read by `drain`.
+        // Streams of a session that someone else still holds were ended by `drain`.
         let closed = self.remote.outputs.iter().all(Option::is_none);
         self.left || (self.status.is_some() && shown && closed)
     }
@@ -202,20 +204,28 @@ impl Relay {
         };
         self.status = Some(status);
         self.remote.input = None;
-        if self.terminal && matches!(self.end, End::Session(_)) {
+        if matches!(self.end, End::Session(_)) {
             self.drain();
         }
         Ok(())
     }
 
-    /// The session's terminal may be held open by what the command left behind: what is there now is all.
+    /// A session's streams may be held open by what its command left behind: what is in them now is all.
     fn drain(&mut self) {
         let mut block = vec![0; BLOCK];
-        while let Some(fd) = &self.remote.outputs[0] {
-            match read(fd, &mut block) {
-                Ok(n) if n > 0 => self.to_show[0].extend_from_slice(&block[..n]),
-                Err(Errno::EINTR) => {}
-                _ => self.remote.outputs[0] = None,
+        for (output, shown) in self.remote.outputs.iter_mut().zip(&mut self.to_show) {
+            let mut left = DRAINED;
+            while let Some(fd) = output {
+                let mut set = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+                let some = left > 0 && matches!(poll(&mut set, PollTimeout::ZERO), Ok(n) if n > 0);
+                match if some { read(&*fd, &mut block) } else { Ok(0) } {
+                    Ok(n) if n > 0 => {
+                        shown.extend_from_slice(&block[..n]);
+                        left = left.saturating_sub(n);
+                    }
+                    Err(Errno::EINTR) => {}
+                    _ => *output = None,
+                }
             }
         }
     }

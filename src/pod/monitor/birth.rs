@@ -1,6 +1,6 @@
 //! Making a pod's surroundings (control group, clocks, namespaces, pid 1, network), and undoing them.
 
-use crate::base::spec::{PodSpec, VolumeMode};
+use crate::base::spec::{Limits, PodSpec, VolumeMode};
 use crate::base::{Failure, Kind, PodId};
 use crate::kernel::cgroup::{Cgroup, Hierarchies};
 use crate::kernel::clone::{self, Child};
@@ -60,22 +60,32 @@ pub(in crate::pod) fn own_group() -> Option<PathBuf> {
     Some(PathBuf::from(path))
 }
 
-/// Makes a group and moves the calling process into it.
-pub(super) fn join(group: &Path) -> Result<Cgroup, Failure> {
+/// Makes a group for a monitor, for it to be cloned into. Each monitor has one of its own (`monitor-…`): the last of
+/// a pod may still be leaving when the next comes.
+pub(in crate::pod) fn monitor_group(group: &Path, name: &str) -> Result<Cgroup, Failure> {
     let h = Hierarchies::detect().map_err(group_failure)?;
-    let group = Cgroup::create(&h, group).map_err(group_failure)?;
-    group.add(0).map_err(group_failure)?;
-    Ok(group)
+    Cgroup::create_lean(&h, &group.join(name), &Limits::default()).map_err(group_failure)
 }
 
-/// Moves the calling process to the root of the hierarchies and removes the pod's groups.
-pub(super) fn leave(group: &Path) -> Result<(), Failure> {
-    let h = Hierarchies::detect().map_err(group_failure)?;
-    let Ok(own) = Cgroup::open(&h, group) else { return Ok(()) };
-    own.leave().and_then(|()| own.remove()).map_err(group_failure)
+/// Moves the calling process to the root of the hierarchies and removes its group; the pod's own too, unless it is in
+/// use again.
+pub(super) fn leave(own: &Cgroup) -> Result<(), Failure> {
+    own.leave().and_then(|()| own.remove_with_parent()).map_err(group_failure)
 }
 
-pub(super) fn group_failure(e: crate::kernel::cgroup::Error) -> Failure {
+/// As [`leave`], for a monitor that was never told whose it is.
+pub(super) fn leave_own() {
+    let Some(own) =
+        own_group().filter(|g| g.file_name().is_some_and(|n| n.to_string_lossy().starts_with("monitor-")))
+    else {
+        return;
+    };
+    if let Ok(group) = Hierarchies::detect().and_then(|h| Cgroup::open(&h, &own)) {
+        let _ = leave(&group);
+    }
+}
+
+pub(in crate::pod) fn group_failure(e: crate::kernel::cgroup::Error) -> Failure {
     let mut text = e.to_string();
     let mut source = std::error::Error::source(&e);
     while let Some(s) = source {
@@ -107,7 +117,7 @@ impl LivePod {
             clocks,
         };
         let h = Hierarchies::detect().map_err(group_failure)?;
-        let cgroup = Cgroup::create(&h, group).map_err(group_failure)?;
+        let cgroup = Cgroup::create_lean(&h, group, &spec.limits).map_err(group_failure)?;
         let made = cgroup
             .set_limits(&spec.limits)
             .map_err(group_failure)
@@ -147,7 +157,8 @@ impl LivePod {
         };
         let (ours, theirs) = seqpacket::pair().map_err(plain("make a socket pair"))?;
         let image = init::image().map_err(plain("make pid 1's memory file"))?;
-        let child = clone::fork_with(space.flags(), None, || {
+        let group = cgroup.clone_fd().map_err(group_failure)?;
+        let child = clone::fork_with(space.flags(), group.as_ref().map(AsFd::as_fd), || {
             let error = space.enter(cgroup, theirs.as_fd(), image.as_fd());
             let _ = seqpacket::send(&theirs, &init::failed(&Failure::from(error).message), &[]);
             1
@@ -183,7 +194,7 @@ impl LivePod {
 
     /// Removes the control group of a pod that was killed.
     pub(super) fn remove(self) -> Result<(), String> {
-        self.cgroup.remove().map_err(|e| group_failure(e).to_string())
+        self.cgroup.remove_with_parent().map_err(|e| group_failure(e).to_string())
     }
 }
 

@@ -4,6 +4,7 @@ use super::spawn::{Started, shell_status};
 use super::{LivePod, Monitor, complain};
 use crate::base::spec::{Restart, StartType};
 use crate::base::{Failure, Kind};
+use crate::kernel::cgroup::Cgroup;
 use crate::kernel::clone;
 use crate::net;
 use crate::pod::proto::{Event, Message};
@@ -11,7 +12,8 @@ use crate::pod::store::{ProcId, Status};
 use crate::sandbox::space::Clocks;
 use jiff::Timestamp;
 use nix::errno::Errno;
-use std::fs;
+use nix::fcntl::Flock;
+use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
 use super::conns::ConnId;
@@ -34,6 +36,10 @@ pub(super) struct Life {
     /// Status of the last end, as a shell gives it.
     pub(super) last_status: Option<i32>,
     pub(super) group: std::path::PathBuf,
+    pub(super) own_group: Option<Cgroup>,
+    pub(super) lock: Option<Flock<File>>,
+    /// A pod without processes, not yet cleared away.
+    remains: Option<LivePod>,
     pub(super) link: Option<net::Link>,
     pub(super) notify: Option<std::os::fd::OwnedFd>,
     /// Who waits for the start.
@@ -52,8 +58,12 @@ pub(super) struct Life {
     /// An end that is under way, with its status.
     ending: Option<i32>,
     restart_at: Option<Instant>,
+    /// When the record is to be made safe from a power cut: not while somebody waits for the start.
+    pub(super) secure_at: Option<Instant>,
     pause: Duration,
     since: Instant,
+    /// When CMD was last asked for.
+    begun: Timestamp,
 }
 
 impl Life {
@@ -63,6 +73,9 @@ impl Life {
             ready: false,
             last_status: None,
             group,
+            own_group: None,
+            lock: None,
+            remains: None,
             link: None,
             notify: None,
             starter: None,
@@ -75,8 +88,10 @@ impl Life {
             end_wanted: false,
             ending: None,
             restart_at: None,
+            secure_at: None,
             pause: SHORTEST,
             since: Instant::now(),
+            begun: Timestamp::now(),
         }
     }
 
@@ -87,7 +102,7 @@ impl Life {
 
     /// When the loop has to wake up.
     pub(super) fn next_time(&self) -> Option<Instant> {
-        [self.grace_until, self.kill_at, self.restart_at].into_iter().flatten().min()
+        [self.grace_until, self.kill_at, self.restart_at, self.secure_at].into_iter().flatten().min()
     }
 }
 
@@ -116,6 +131,8 @@ impl Monitor {
     }
 
     fn run_cmd(&mut self) -> Result<(), Failure> {
+        // Before, not when it is known to run: its first output may be read by then.
+        self.life.begun = Timestamp::now();
         self.spawn_cmd(self.life.foreground, self.life.size)
     }
 
@@ -162,7 +179,7 @@ impl Monitor {
         };
         let host_pid = cmd.host_pid;
         self.record.cmd_pid = Some(host_pid);
-        self.record.started = Some(Timestamp::now());
+        self.record.started = Some(self.life.begun);
         self.record.monitor = Some(ProcId::me());
         self.life.since = Instant::now();
         self.life.cmd = Some(cmd);
@@ -223,7 +240,7 @@ impl Monitor {
                 }
             }
             StartType::Exec if self.life.starter.is_some() && !failed && childless => {
-                self.become_ready();
+                self.life.starter = None;
                 self.end(status);
             }
             _ if self.life.starter.is_some() && !self.life.foreground => self.too_early(status),
@@ -278,12 +295,12 @@ impl Monitor {
         if let Err(e) = self.store.give_back(&self.record) {
             complain(&self.record, &format!("reservation not given back: {e}"));
         }
-        self.leave();
         if let Some(conn) = starter {
             self.conns.send(conn, Message::Event(Event::StartFailed(failure)), Vec::new());
         }
         self.stdio.end_attached();
         self.conns.answer_end();
+        self.leave();
         self.over = true;
     }
 
@@ -291,7 +308,7 @@ impl Monitor {
     pub(super) fn end(&mut self, wait: i32) {
         self.life.ending = Some(wait);
         (self.life.kill_at, self.life.grace_until) = (None, None);
-        if !self.tear_down() {
+        if !self.end_processes() {
             self.life.kill_at = Some(Instant::now() + AGAIN);
             return;
         }
@@ -303,67 +320,101 @@ impl Monitor {
             Restart::OnFailure => status != 0,
             Restart::Always => true,
         };
-        if again && !self.life.end_wanted {
-            self.life.pause = if self.life.since.elapsed() > STEADY { SHORTEST } else { self.life.pause };
-            self.life.restart_at = Some(Instant::now() + self.life.pause);
-            self.life.pause = (self.life.pause * 2).min(LONGEST);
-            (self.record.init_pid, self.record.cmd_pid) = (None, None);
-            self.save();
-            return;
+        if !again || self.life.end_wanted {
+            return self.end_for_good(status);
         }
-        self.end_for_good(status);
+        self.clear_away();
+        self.life.pause = if self.life.since.elapsed() > STEADY { SHORTEST } else { self.life.pause };
+        self.life.restart_at = Some(Instant::now() + self.life.pause);
+        self.life.pause = (self.life.pause * 2).min(LONGEST);
+        (self.record.init_pid, self.record.cmd_pid) = (None, None);
+        self.save();
     }
 
+    /// No process is left and none will be. Who waits for the pod's end hears of it before the network is cleared
+    /// away, which takes the kernel a while, unless ports are published there, which the next pod may want at once.
     fn end_for_good(&mut self, status: i32) {
         self.life.restart_at = None;
         self.conns.close_listener();
-        self.leave();
         (self.record.init_pid, self.record.cmd_pid, self.record.monitor) = (None, None, None);
         (self.record.exit_status, self.record.ended) = (Some(status), Some(Timestamp::now()));
         self.record.status = Status::Exited;
+        if self.record.spec.net.publish.is_empty() {
+            self.tell_end(status);
+            self.clear_away();
+        } else {
+            self.clear_away();
+            self.tell_end(status);
+        }
         if self.record.spec.rm {
             if let Err(e) = self.store.remove(&self.record.spec.id) {
                 complain(&self.record, &format!("not removed: {e}"));
             }
-        } else {
+        } else if let Err(e) = self.store.sync(&self.record.spec.id) {
+            // Written by `tell_end`; no longer ours to write, since the pod may be started again from then on.
+            complain(&self.record, &e.to_string());
+        }
+        self.conns.answer_end();
+        self.leave();
+        self.over = true;
+    }
+
+    fn tell_end(&mut self, status: i32) {
+        if !self.record.spec.rm {
             self.save();
         }
         self.stdio.end_attached();
         self.event(&Event::State(Status::Exited));
         self.event(&Event::Ended { status });
-        self.conns.answer_end();
-        self.over = true;
     }
 
-    /// Ends all processes, reads the last output, removes network and control group. `false`: a process does not
-    /// die (it hangs in the kernel); to be tried again.
+    /// Ends all processes and removes what was made for them. `false`: a process does not die (it hangs in the
+    /// kernel); to be tried again.
     pub fn tear_down(&mut self) -> bool {
-        let Some(pod) = self.pod.take() else { return true };
+        let ended = self.end_processes();
+        if ended {
+            self.clear_away();
+        }
+        ended
+    }
+
+    /// Ends all processes and reads their last output.
+    fn end_processes(&mut self) -> bool {
+        let Some(pod) = &self.pod else { return true };
         if let Err(trouble) = pod.kill() {
             complain(&self.record, &trouble);
-            self.pod = Some(pod);
             return false;
         }
         self.stdio.close();
-        self.life.notify = None;
-        self.life.cmd = None;
-        self.life.daemons = false;
-        self.spawns.clear();
+        self.life.remains = self.pod.take();
+        (self.life.cmd, self.life.notify, self.life.daemons) = (None, None, false);
+        for (session, conn) in self.spawns.clear() {
+            let event = Event::SessionEnded { session, status: 128 + libc::SIGKILL };
+            self.conns.send(conn, Message::Event(event), Vec::new());
+        }
+        true
+    }
+
+    /// Removes network and control group of a pod without processes.
+    fn clear_away(&mut self) {
         if let Some(link) = self.life.link.take() {
             match net::detach(&link) {
                 Ok(()) => forget_link(&self.store.places, &self.record.spec.id),
                 Err(e) => complain(&self.record, &format!("network not removed: {e}")),
             }
         }
-        if let Err(trouble) = pod.remove() {
+        if let Some(pod) = self.life.remains.take()
+            && let Err(trouble) = pod.remove()
+        {
             complain(&self.record, &trouble);
         }
-        true
     }
 
     /// Leaves the monitor's own control group and removes it: the last thing before the end.
     pub(super) fn leave(&mut self) {
-        if let Err(e) = super::birth::leave(&self.life.group) {
+        if let Some(own) = self.life.own_group.take()
+            && let Err(e) = super::birth::leave(&own)
+        {
             complain(&self.record, &format!("control group not removed: {e}"));
         }
     }
@@ -380,6 +431,12 @@ impl Monitor {
             match self.life.ending {
                 Some(wait) => self.end(wait),
                 None => self.kill(),
+            }
+        }
+        if due(self.life.secure_at) {
+            self.life.secure_at = None;
+            if let Err(f) = self.secure() {
+                complain(&self.record, &f.to_string());
             }
         }
         if due(self.life.restart_at) {

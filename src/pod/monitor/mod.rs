@@ -26,8 +26,8 @@ mod spawn;
 mod stdio;
 mod sweep;
 
-pub(super) use birth::own_group;
 pub use birth::{LivePod, group_of};
+pub(super) use birth::{group_failure, monitor_group, own_group};
 pub use conns::ConnId;
 pub use incoming::Prepared;
 pub use logfile::aside;
@@ -43,7 +43,7 @@ use conns::Conns;
 use life::Life;
 use spawn::Spawns;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use stdio::Stdio;
 
 /// One pod's monitor.
@@ -84,19 +84,33 @@ impl Monitor {
         self.conns.broadcast(event);
     }
 
-    /// Sets the state, writes the record and tells everyone. A record that cannot be written is a line in the
-    /// monitor's log: the pod does not end for it.
+    /// Sets the state, writes the record and tells everyone. What says that the pod does not live here is safe from a
+    /// power cut when this returns; that it runs here, a little later. A record that cannot be written is a line in
+    /// the monitor's log: the pod does not end for it.
     pub fn set_status(&mut self, status: Status) {
         self.record.status = status;
-        self.save();
+        if matches!(status, Status::Running | Status::Paused) {
+            self.save();
+            self.life.secure_at = Some(Instant::now() + Duration::from_secs(1));
+        } else if let Err(f) = self.secure() {
+            complain(&self.record, &f.to_string());
+        }
         self.event(&Event::State(status));
     }
 
-    /// Writes the record.
+    /// Writes the record: all of it or nothing, and soon, but not yet safe from a power cut (see [`Monitor::secure`]).
     pub fn save(&mut self) {
-        if let Err(e) = self.store.save(&self.record) {
+        if let Err(e) = self.store.save_unsynced(&self.record) {
             complain(&self.record, &format!("record not written: {e}"));
         }
+    }
+
+    /// Writes the record so that it outlives a power cut; takes a disk's time.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub fn secure(&mut self) -> Result<(), Failure> {
+        Ok(self.store.save(&self.record)?)
     }
 
     /// Asks for [`super::moving::tick`] not later than at `when` (the earliest wish counts).

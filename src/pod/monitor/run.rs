@@ -13,6 +13,7 @@ use crate::pod::proto;
 use crate::pod::store::{Places, Record, Store, make_dir};
 use crate::sandbox::space::Clocks;
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, Signal};
@@ -23,6 +24,7 @@ use nix::sys::socket::{
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -43,6 +45,8 @@ pub(in crate::pod) struct Launch {
     pub id: PodId,
     /// The cgroup to live beside, for `--cgroup-parent inherit`.
     pub beside: Option<PathBuf>,
+    /// Name of the monitor's own group below the pod's.
+    pub group: String,
     /// What to do.
     pub mode: Mode,
 }
@@ -98,8 +102,14 @@ fn serve() -> Result<(), Failure> {
     let failed = |what: &'static str| {
         move |e: Errno| Failure::new(Kind::Failed, "monitor", format!("cannot {what}: {}", e.desc()))
     };
-    let (launch, fds) = proto::recv::<Launch>(&channel)
-        .map_err(|e| Failure::new(Kind::Usage, "__monitor", format!("not launched by podmig: {e}")))?;
+    let (launch, fds) = match proto::recv::<Launch>(&channel) {
+        Ok(launch) => launch,
+        Err(e) => {
+            // The launcher died between the two: the group it made for us is nobody's.
+            birth::leave_own();
+            return Err(Failure::new(Kind::Usage, "__monitor", format!("not launched by podmig: {e}")));
+        }
+    };
     let mut signals = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]
         .into_iter()
@@ -111,7 +121,7 @@ fn serve() -> Result<(), Failure> {
         .map_err(failed("prepare a socket"))?;
     let mut monitor = Monitor::new(&launch)?;
     let starter = monitor.conns.add(channel, true);
-    match monitor.prepare() {
+    match monitor.prepare(&launch.group) {
         Err(f) => monitor.start_failed_for(starter, f),
         Ok(()) => match launch.mode {
             Mode::Start { foreground, size } => {
@@ -183,9 +193,13 @@ impl Monitor {
         })
     }
 
-    /// Own control group, socket, record.
-    fn prepare(&mut self) -> Result<(), Failure> {
-        birth::join(&self.life.group.join("monitor"))?;
+    /// Own control group, socket, record; before all, the last monitor of the pod must have left.
+    fn prepare(&mut self, group: &str) -> Result<(), Failure> {
+        // Cloned into its v2 part by the launcher.
+        self.life.lock = Some(self.lock()?);
+        let own = birth::monitor_group(&self.life.group, group)?;
+        own.join_rest().map_err(birth::group_failure)?;
+        self.life.own_group = Some(own);
         let path = self.store.places.socket(&self.record.spec.id);
         if let Some(dir) = path.parent() {
             make_dir(dir)?;
@@ -198,8 +212,29 @@ impl Monitor {
             )
         })?;
         self.record.monitor = Some(crate::pod::store::ProcId::me());
-        self.store.save(&self.record)?;
+        self.store.save_unsynced(&self.record)?;
         Ok(())
+    }
+
+    /// The lock that a pod's monitor holds while it lives: two never act on one pod.
+    fn lock(&self) -> Result<Flock<File>, Failure> {
+        let path = self.store.places.dir(&self.record.spec.id).join("monitor.lock");
+        let failed = |text: String| Failure::new(Kind::Failed, path.display().to_string(), text);
+        let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let mut file =
+            file.map_err(|e| failed(format!("cannot open it: {}", crate::pod::store::plain(&e))))?;
+        let end = Instant::now() + STOP;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err(_) if Instant::now() > end => {
+                    return Err(failed("the pod's last monitor has not ended".to_owned()));
+                }
+                // It is clearing away: a matter of milliseconds.
+                Err((f, _)) => file = f,
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
     }
 
     fn run(&mut self, signals: &SignalFd) {

@@ -100,11 +100,11 @@ impl Spawns {
         self.sessions.values().flat_map(|s| s.ports.iter().copied()).collect()
     }
 
-    /// Everything of a pod that ended.
-    pub(super) fn clear(&mut self) -> Vec<u32> {
+    /// Everything of a pod that ended; the sessions that were killed with it, and who waits for their end.
+    pub(super) fn clear(&mut self) -> Vec<(u32, ConnId)> {
         self.orders.clear();
         let sessions = std::mem::take(&mut self.sessions);
-        sessions.into_keys().collect()
+        sessions.into_iter().filter_map(|(id, s)| Some((id, s.conn?))).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use super::birth::{self, group_of};
 use crate::base::{Failure, Kind, PodId};
 use crate::kernel::cgroup::{Cgroup, Hierarchies};
 use crate::net;
-use crate::pod::store::{Places, Record, Store, plain, write_atomic};
+use crate::pod::store::{Places, Record, Store, plain, write_unsynced};
 use std::fs;
 use std::path::PathBuf;
 
@@ -12,14 +12,14 @@ fn link_path(places: &Places, id: &PodId) -> PathBuf {
     places.dir(id).join("link.json")
 }
 
-/// Writes down what was made on the host for the pod's network.
+/// Writes down what was made on the host for the pod's network (which does not outlive a power cut either).
 pub(super) fn keep_link(places: &Places, link: &net::Link) -> Result<(), Failure> {
     let path = link_path(places, &link.id);
     let failed = |reason: String| {
         Failure::new(Kind::Failed, path.display().to_string(), format!("cannot write: {reason}"))
     };
     let text = serde_json::to_vec(link).map_err(|e| failed(e.to_string()))?;
-    write_atomic(&path, &text).map_err(|e| failed(plain(&e)))
+    write_unsynced(&path, &text).map_err(|e| failed(plain(&e)))
 }
 
 /// What was written down.
@@ -66,7 +66,7 @@ pub fn sweep(store: &Store, record: &Record) -> Result<(), Failure> {
 
 fn sweep_group(store: &Store, record: &Record) -> Result<(), Failure> {
     let h = Hierarchies::detect().map_err(birth::group_failure)?;
-    let group = group_of(&store.places, &record.spec, None);
+    let group = group_of(&store.places, &record.spec, birth::own_group().as_deref());
     match Cgroup::open(&h, &group) {
         Ok(group) => group.kill_all().and_then(|()| group.remove()).map_err(birth::group_failure),
         // Nothing there.

@@ -2,12 +2,12 @@
 
 use super::{Arrival, Reply, Request};
 use crate::base::MoveId;
-use crate::kernel::{sock, tcp_repair};
 use crate::net::{self, Frame};
 use crate::pod::decisions::Decisions;
 use crate::pod::monitor::{ConnId, Monitor};
 use crate::pod::store::Status;
 use crate::policy::handover::{Target, TargetAction, TargetEvent, target};
+use crate::state::fd::restore as fds;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ pub struct Incoming {
     conn: Option<ConnId>,
     move_id: MoveId,
     deadline: Instant,
-    sockets: Vec<(OwnedFd, bool)>,
+    sockets: Vec<(OwnedFd, (bool, bool))>,
     arrival: Option<Arrival>,
     frames: Vec<Frame>,
     stages: Vec<(String, u64)>,
@@ -166,10 +166,13 @@ fn activate(monitor: &mut Monitor) {
         monitor.complain(&trouble);
     }
     lap(&mut incoming.stages, "link");
-    for (fd, reuseaddr) in incoming.sockets.drain(..) {
-        if let Err(e) = switch_on(&fd, reuseaddr) {
-            monitor.complain(&format!("a connection could not be switched on: {}", e.desc()));
+    for (fd, (reuseaddr, push)) in incoming.sockets.drain(..) {
+        if let Err(e) = fds::activate(&fd, reuseaddr, push) {
+            monitor.complain(&format!("a connection could not be switched on: {e}"));
         }
+    }
+    if let Some(arrival) = &incoming.arrival {
+        place_socket_files(monitor, arrival);
     }
     lap(&mut incoming.stages, "sockets");
     if let Some(link) = monitor.link() {
@@ -192,13 +195,24 @@ fn activate(monitor: &mut Monitor) {
     monitor.moving.arrival = Some(incoming);
 }
 
-/// Repair off (its window probe tells the peer where we are); it overwrites SO_REUSEADDR, so that comes after.
-fn switch_on(fd: &OwnedFd, reuseaddr: bool) -> Result<(), nix::errno::Errno> {
-    tcp_repair::off(fd)?;
-    sock::set_i32(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, i32::from(reuseaddr))
+/// Unix sockets get their names: at the source they still had them until now, where both see one file system.
+fn place_socket_files(monitor: &Monitor, arrival: &Arrival) {
+    let (Some(pod), false) = (&monitor.pod, arrival.socket_files.is_empty()) else { return };
+    let placed = std::fs::File::open(format!("/proc/{}/root", pod.init.pid))
+        .map_err(|e| crate::kernel::errno_text(&e))
+        .and_then(|root| fds::place(&root, &arrival.socket_files).map_err(|e| e.to_string()));
+    if let Err(e) = placed {
+        monitor.complain(&format!("names of unix sockets not placed: {e}"));
+    }
 }
 
 fn tear_down(monitor: &mut Monitor) {
+    if let (Some(pod), Some(arrival)) =
+        (&monitor.pod, monitor.moving.arrival.as_ref().and_then(|i| i.arrival.as_ref()))
+        && let Ok(root) = std::fs::File::open(format!("/proc/{}/root", pod.init.pid))
+    {
+        fds::discard(&root, &arrival.socket_files);
+    }
     monitor.moving.arrival = None;
     monitor.vanish();
 }

@@ -12,6 +12,7 @@ use super::monitor::{ConnId, Monitor};
 use super::proto;
 use crate::base::{Decision, Failure, Kind, MoveId};
 use crate::net::Frame;
+use crate::state::fd::restore::SocketFile;
 use crate::state::inet::collect::RepairedSocket;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -49,8 +50,9 @@ pub enum Request {
         /// The monitor gives up by itself after so many milliseconds.
         deadline_ms: u64,
     },
-    /// Target: sockets in repair (descriptors beside), to be switched on at activation, each with its SO_REUSEADDR.
-    Sockets(Vec<bool>),
+    /// Target: sockets in repair (descriptors beside), to be switched on at activation, each with its SO_REUSEADDR and whether it
+    /// holds data never sent.
+    Sockets(Vec<(bool, bool)>),
     /// Target: every task lies detached in the frozen cgroup.
     Prepared(Arrival),
     /// Target: the source committed; frames to replay. Answered when the pod runs.
@@ -94,6 +96,8 @@ pub struct Arrival {
     pub started: Option<jiff::Timestamp>,
     /// Last part of the log.
     pub log_tail: Vec<u8>,
+    /// Files of unix sockets, to be brought to their places.
+    pub socket_files: Vec<SocketFile>,
 }
 
 /// The monitor's answer.

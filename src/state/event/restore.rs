@@ -7,17 +7,17 @@ use crate::state::fd::FileId;
 use crate::state::fd::error::Error;
 use nix::errno::Errno;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Bits of an entry that stay when EPOLLONESHOT has fired (`EP_PRIVATE_BITS`).
-const PRIVATE: u32 =
-    (libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLWAKEUP | libc::EPOLLEXCLUSIVE) as u32;
+const PRIVATE: u32 = (libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLWAKEUP | libc::EPOLLEXCLUSIVE) as u32;
 /// Anything that could be ready.
 const ANYTHING: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP) as u32;
 
 /// An eventfd with its counter.
 pub(crate) fn eventfd(e: &EventFd) -> Result<OwnedFd, Error> {
-    descr::eventfd(e.count, e.semaphore).map_err(Error::restore("eventfd(2)", || format!("count {}", e.count)))
+    descr::eventfd(e.count, e.semaphore)
+        .map_err(Error::restore("eventfd(2)", || format!("count {}", e.count)))
 }
 
 /// A signalfd. It reads the signals of whoever reads it: nothing else to carry.
@@ -62,47 +62,78 @@ fn is_spent(item: &EpollItem) -> bool {
     item.events & libc::EPOLLONESHOT as u32 != 0 && item.events & !(PRIVATE | kept) == 0
 }
 
-/// Fills epoll sets: `sets` are instances with their entries, `files` gives each watched description. All happens in
-/// a descriptor table of a thread of its own, in which every number is free to be what an entry calls it.
-pub(crate) fn fill(
+/// Descriptors we need, by number, in a private table where entries ask for numbers of their own.
+struct Arranged<'t> {
+    table: &'t PrivateTable,
+    /// Where each needed one is.
+    place: HashMap<RawFd, RawFd>,
+    /// Which needed one is at a number.
+    holder: HashMap<RawFd, RawFd>,
+}
+
+impl Arranged<'_> {
+    /// Brings a needed descriptor (called by the number it had at first) to `to`; what was needed there moves aside.
+    fn bring(&mut self, which: RawFd, to: RawFd) -> Result<(), Errno> {
+        let from = *self.place.get(&which).ok_or(Errno::EBADF)?;
+        if from == to {
+            return Ok(());
+        }
+        if let Some(other) = self.holder.get(&to).copied() {
+            let aside = self.table.aside(to)?;
+            self.put(other, aside);
+        }
+        self.table.place(from, to)?;
+        self.holder.remove(&from);
+        self.put(which, to);
+        Ok(())
+    }
+
+    fn put(&mut self, which: RawFd, at: RawFd) {
+        self.place.insert(which, at);
+        self.holder.insert(at, which);
+    }
+
+    fn at(&self, which: RawFd) -> Result<BorrowedFd<'_>, Errno> {
+        self.place.get(&which).map(|n| self.table.at(*n)).ok_or(Errno::EBADF)
+    }
+}
+
+/// Fills epoll sets: `sets` are instances with their entries, `files` gives each watched description (`None`: not
+/// to be added here). All happens in a descriptor table of a thread of its own, where every number is free to be
+/// what an entry calls it.
+pub(crate) fn fill<'a>(
     sets: &[(BorrowedFd, &Epoll)],
-    files: impl Fn(FileId) -> Option<OwnedFd> + Sync,
-    skip: impl Fn(FileId) -> bool + Sync,
+    files: impl Fn(FileId) -> Option<BorrowedFd<'a>>,
 ) -> Result<(), Error> {
-    let items = || sets.iter().flat_map(|s| &s.1.items).filter(|i| !skip(i.file));
-    let Some(highest) = items().map(|i| i.tfd).max() else { return Ok(()) };
-    let call = Error::restore("epoll_ctl(2)", || "an epoll set".into());
-    descr::want_descriptors(highest.unsigned_abs() as u64 + 1 + 2 * items().count() as u64 + 4096)
-        .map_err(Error::restore("setrlimit(2) RLIMIT_NOFILE", || format!("epoll entry {highest}")))?;
-    PrivateTable::run(highest + 1, |table| {
-        let mut lifted: HashMap<FileId, OwnedFd> = HashMap::new();
-        let mut instances = Vec::with_capacity(sets.len());
-        for (fd, epoll) in sets {
-            instances.push((table.lift(fd)?, *epoll));
+    let mut work: Vec<(RawFd, RawFd, &EpollItem)> = Vec::new();
+    for (fd, epoll) in sets {
+        // Spent entries first, while nothing else in the set can be ready.
+        let (spent, live): (Vec<&EpollItem>, Vec<_>) = epoll.items.iter().partition(|i| is_spent(i));
+        for item in spent.into_iter().chain(live) {
+            work.extend(files(item.file).map(|file| (fd.as_raw_fd(), file.as_raw_fd(), item)));
         }
-        for item in items() {
-            if let std::collections::hash_map::Entry::Vacant(v) = lifted.entry(item.file) {
-                v.insert(table.lift(files(item.file).ok_or(Errno::EBADF)?)?);
-            }
+    }
+    let Some(highest) = work.iter().map(|w| w.2.tfd).max() else { return Ok(()) };
+    descr::want_descriptors(highest.unsigned_abs() as u64 + 64);
+    let what = || format!("an epoll set with entries up to number {highest}");
+    PrivateTable::run(|table| {
+        let mut arranged = Arranged { table, place: HashMap::new(), holder: HashMap::new() };
+        for (set, file, _) in &work {
+            arranged.put(*set, *set);
+            arranged.put(*file, *file);
         }
-        for (fd, epoll) in &instances {
-            let of = |spent: bool| {
-                epoll.items.iter().filter(move |i| is_spent(i) == spent).filter(|i| !skip(i.file))
-            };
-            // Spent entries first, while nothing else in the set can be ready.
-            for item in of(true) {
-                table.place(lifted.get(&item.file).ok_or(Errno::EBADF)?, item.tfd)?;
-                spend(fd, item)?;
-            }
-            for item in of(false) {
-                table.place(lifted.get(&item.file).ok_or(Errno::EBADF)?, item.tfd)?;
-                let events = item.events;
-                descr::epoll_add(fd, item.tfd, events, item.data)?;
+        for (set, file, item) in work {
+            arranged.bring(file, item.tfd)?;
+            let set = arranged.at(set)?;
+            if is_spent(item) {
+                spend(set, item)?;
+            } else {
+                descr::epoll_add(set, item.tfd, item.events, item.data)?;
             }
         }
         Ok(())
     })
-    .map_err(call)
+    .map_err(Error::restore("epoll_ctl(2)", what))
 }
 
 /// Adds an entry whose EPOLLONESHOT has fired: lets it fire. What is not ready for anything stays armed for errors

@@ -3,6 +3,7 @@
 pub mod collect;
 pub mod error;
 pub mod restore;
+pub(crate) mod shares;
 
 pub use error::Error;
 
@@ -81,3 +82,6 @@ pub enum FileKind {
     /// A channel to the monitor.
     Port(Port),
 }
+
+#[cfg(test)]
+mod tests;

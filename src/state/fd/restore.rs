@@ -96,8 +96,7 @@ impl<'a> Hands<'a> {
     pub fn make(files: &'a [OpenFile], ctx: &'a HandsContext<'a>) -> Result<Made, Error> {
         validate(files)?;
         // Descriptions, duplicates of connections, pipes held for a while, and what this process has anyway.
-        descr::want_descriptors(files.len() as u64 * 3 + 1024)
-            .map_err(Error::restore("setrlimit(2) RLIMIT_NOFILE", || format!("{} files", files.len())))?;
+        descr::want_descriptors(files.len() as u64 * 3 + 1024);
         let mut hands = Self { ctx, injector: Injector::default(), made: Made::default() };
         match hands.all(files) {
             Ok(()) => Ok(hands.made),
@@ -187,10 +186,13 @@ impl<'a> Hands<'a> {
             .filter_map(|(id, f)| if let FileKind::Tcp(t) = &f.kind { Some((id, t)) } else { None })
             .collect();
         for now in 0..=2 {
-            for (id, t) in all.iter().filter(|s| rank(s.1) == now) {
-                let (fd, repaired) = inet::restore::tcp(t, &mut self.injector, &mut self.made.warnings)?;
-                self.made.files.insert(*id, fd);
-                self.made.repaired.extend(repaired);
+            let these: Vec<(FileId, &TcpSocket)> = all.iter().filter(|s| rank(s.1) == now).copied().collect();
+            for made in inet::restore::tcp_all(&these)? {
+                self.made.warnings.extend(made.warnings);
+                for (id, fd, repaired) in made.sockets {
+                    self.made.files.insert(id, fd);
+                    self.made.repaired.extend(repaired);
+                }
             }
         }
         Ok(())
@@ -221,9 +223,9 @@ impl<'a> Hands<'a> {
                 sets.push((fd.as_fd(), epoll));
             }
         }
-        let file = |id: FileId| made.get(&id).and_then(|fd| fd.try_clone().ok());
-        let signals = |id: FileId| matches!(files.get(id.0 as usize), Some(f) if matches!(f.kind, FileKind::Signal(_)));
-        event::restore::fill(&sets, file, signals)
+        let signal =
+            |id: FileId| matches!(files.get(id.0 as usize), Some(f) if matches!(f.kind, FileKind::Signal(_)));
+        event::restore::fill(&sets, |id| made.get(&id).filter(|_| !signal(id)).map(AsFd::as_fd))
     }
 
     /// Status flags, locks and SO_REUSEADDR.

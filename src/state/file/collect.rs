@@ -64,7 +64,8 @@ pub(crate) fn check(desc: &Desc, root: BorrowedFd) -> Option<Blocker> {
         Err(Errno::ENOENT | Errno::ENOTDIR) => blocker(
             desc,
             "hard-link",
-            "the name it was opened under is gone, another name of it is left".into(),
+            "the name it was opened under is gone or another file's now, and another name of it is left"
+                .into(),
             "give it the name back, or let the program open it again",
         ),
         Err(e) => blocker(desc, "file", format!("the pod's path to it does not resolve: {e}"), "close it"),

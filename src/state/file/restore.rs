@@ -48,8 +48,8 @@ pub(crate) fn differs(file: &PathFile, flags: i32, st: &FileStat) -> Option<Stri
         Inode::Regular if kind != libc::S_IFREG => Some("it is not a regular file here".into()),
         Inode::Dir if kind != libc::S_IFDIR => Some("it is not a directory here".into()),
         Inode::Char(major, minor) => {
-            let same = kind == libc::S_IFCHR
-                && (libc::major(st.st_rdev), libc::minor(st.st_rdev)) == (major, minor);
+            let same =
+                kind == libc::S_IFCHR && (libc::major(st.st_rdev), libc::minor(st.st_rdev)) == (major, minor);
             (!same).then(|| format!("it is not character device {major}:{minor} here"))
         }
         // What is appended to may have any length; of the rest the program knows what is where. `/proc` and its

@@ -4,13 +4,14 @@
 mod tcp;
 mod udp;
 
-pub(crate) use tcp::tcp;
+pub(crate) use tcp::{Read, tcp_all};
 pub(crate) use udp::udp;
 
 use crate::base::Blocker;
 use crate::kernel::tcp_repair::{self, state};
 use crate::kernel::{pidfd, sock};
 use crate::state::fd::collect::table::{Desc, Table};
+use crate::state::fd::collect::{Class, class};
 use crate::state::fd::error::Error;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -74,12 +75,11 @@ pub(crate) fn to_repair(table: &Table) -> Result<Vec<RepairedSocket>, Error> {
     let mut found = Vec::new();
     for id in table.ids() {
         let desc = table.desc(id);
-        if desc.file_type() != libc::S_IFSOCK || desc.is_path() {
+        if class(table, id)? != Class::Tcp {
             continue;
         }
         let fd = table.borrow(id)?;
-        // TCP_INFO is refused by every other protocol; MPTCP was refused before.
-        let Ok(info) = tcp_repair::info(&fd) else { continue };
+        let info = tcp_repair::info(&fd).map_err(Error::fd("getsockopt(2) TCP_INFO", desc.at))?;
         if !is_linked(info.state) {
             continue;
         }

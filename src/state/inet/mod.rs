@@ -1,8 +1,8 @@
 //! TCP and UDP sockets over IPv4 and IPv6.
 
 pub mod collect;
-pub mod restore;
 pub(crate) mod options;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};

@@ -4,7 +4,7 @@
 mod tcp;
 mod udp;
 
-pub(crate) use tcp::tcp;
+pub(crate) use tcp::tcp_all;
 pub(crate) use udp::udp;
 
 use super::{SockOpt, options};

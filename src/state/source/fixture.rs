@@ -2,7 +2,11 @@
 
 use super::{PodView, Source};
 use crate::kernel::cgroup::{Cgroup, Hierarchies};
+use crate::state::fd::Port;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{FileStat, fstat};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// What pid 1 does first: wait until it is in its cgroup.
 const PRELUDE: &str = r#"
-import ctypes, os, signal, socket, sys, threading, time
+import ctypes, os, signal, socket, sys, threading, time, traceback
 libc = ctypes.CDLL(None, use_errno=True)
 def say(*w): os.write(1, (" ".join(map(str, w)) + "\n").encode())
 def wait(): return sys.stdin.readline().strip()
@@ -18,7 +22,9 @@ def fork(f):
     pid = os.fork()
     if pid: return pid
     try: f()
-    finally: os._exit(0)
+    except BaseException: traceback.print_exc()
+    os._exit(1)
+os.closerange(3, 1024)
 def pause():
     while True: signal.pause()
 wait()
@@ -53,7 +59,7 @@ impl Pod {
         let name = format!("pmcollect-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let cgroup = Cgroup::create(&Hierarchies::detect().unwrap(), Path::new(&name)).unwrap();
         let script = format!(
-            "mount -t tmpfs none /dev/shm && ip link set lo up && exec /usr/bin/python3 -I -c '{}'",
+            "mount -t tmpfs none /dev/shm && ip link set lo up && exec 2>&1 && exec /usr/bin/python3 -I -c '{}'",
             format!("{PRELUDE}\n{code}").replace('\'', "'\\''")
         );
         let mut unshare = Command::new("unshare")
@@ -74,8 +80,12 @@ impl Pod {
         Self { unshare, init, cgroup, out, input }
     }
 
-    /// The next line it says.
+    /// The next line it says, waited for within bounds.
     pub fn line(&mut self) -> String {
+        if self.out.buffer().is_empty() {
+            let mut fds = [PollFd::new(self.out.get_ref().as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, PollTimeout::from(20_000u16)), Ok(1), "the pod says nothing");
+        }
         let mut line = String::new();
         self.out.read_line(&mut line).unwrap();
         assert!(!line.is_empty(), "the pod ended");
@@ -89,10 +99,14 @@ impl Pod {
 
     /// The pod as a collector knows it.
     pub fn view(&self) -> PodView {
+        let inode = |st: FileStat| (st.st_dev, st.st_ino);
         PodView {
             init: self.init,
             cgroup: self.cgroup.freezer(),
-            ports: Vec::new(),
+            ports: vec![
+                (Port::Stdin, inode(fstat(&self.input).unwrap())),
+                (Port::Stdout, inode(fstat(self.out.get_ref()).unwrap())),
+            ],
             walled: false,
             tracked: false,
         }
@@ -108,7 +122,8 @@ impl Pod {
         let pids = self.cgroup.procs().unwrap();
         let ends = format!("\t{pid}");
         let is = |p: &i32| {
-            let text = std::fs::read_to_string(format!("/proc/{p}/status")).unwrap_or_default();
+            let text = std::fs::read(format!("/proc/{p}/status")).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
             text.lines().any(|l| l.starts_with("NSpid:") && l.ends_with(&ends))
         };
         pids.into_iter().find(is).unwrap_or_else(|| panic!("no process {pid} in the pod"))

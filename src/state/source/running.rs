@@ -8,6 +8,7 @@ use crate::kernel::procfs::{Proc, Stat};
 use crate::state::Tree;
 use crate::state::cred::collect::seccomp_by_count;
 use crate::state::error::{Error, blocker};
+use crate::state::fd::collect::{ProcView, preflight as fd_preflight};
 use crate::state::mm::MmLayout;
 use crate::state::mm::collect::{Tables, guard_pages, layout, read_mappings};
 use crate::state::task::collect::{
@@ -63,6 +64,9 @@ impl Source {
             found.push(blocker("family", e.pid, e.why.to_string(), "no remedy while these processes live"));
         }
         found.extend(ipc::system_v(&self.init)?);
+        let views: Vec<ProcView> =
+            live.iter().map(|f| ProcView { host_pid: f.host, pod_pid: f.pid() }).collect();
+        found.extend(fd_preflight(&views, &self.fd_context())?);
         let tree = Tree { procs, mms, files: self.files.files(), objects: self.objects.objects()? };
         Ok((tree, once(found)))
     }

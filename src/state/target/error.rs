@@ -1,7 +1,7 @@
 //! Why a pod cannot be built here; what is missing or different is refused by name.
 
 use crate::base::{Blocker, Failure, Kind};
-use crate::state::{object, script, task};
+use crate::state::{fd, object, script, task};
 use crate::{kernel, remote};
 use nix::errno::Errno;
 
@@ -46,6 +46,9 @@ pub enum Error {
     /// Content of the pod could not be made.
     #[error("making memory or a file of the pod")]
     Object(#[from] object::restore::Error),
+    /// An open file description could not be made.
+    #[error("a descriptor")]
+    Descriptor(#[from] fd::error::Error),
     /// The pod's namespaces could not be entered.
     #[error("entering the pod's {what} (process {init})")]
     Enter {
@@ -99,9 +102,11 @@ impl Error {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        if let Error::Files(blockers) = error {
-            return Failure::refused("", blockers);
-        }
+        let error = match error {
+            Error::Files(blockers) => return Failure::refused("", blockers),
+            Error::Descriptor(e) => return e.into(),
+            other => other,
+        };
         let kind = match &error {
             Error::Family(_) | Error::Unfit { .. } => Kind::Refused,
             Error::Object(e) if matches!(e.source, Errno::ENOENT | Errno::EROFS | Errno::EXDEV) => {

@@ -6,7 +6,7 @@ use crate::kernel::ptrace::{self, Wait};
 use crate::remote::{self, Fate, Stopped, child_pids, new_child, option};
 use crate::state::Tree;
 use crate::state::script::{About, Script};
-use crate::state::task::plan::{Birth, Family, INIT, Plan};
+use crate::state::task::plan::{INIT, Plan};
 use crate::state::task::{ProcNode, restore};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -28,12 +28,15 @@ impl Builder {
         let parents = parents(plan);
         for family in &plan.families {
             let mut s = Script::new();
-            restore::family(&mut s, family);
+            let births = restore::family(&mut s, family);
             let slot = self.slot.ok_or(Error::Order("give birth"))?;
             let creator = family.creator;
             let results = slot.run(self.leader(creator)?, s.as_batch());
             // Whoever was born is ours to end, even if a later birth failed.
-            self.adopt(family, &parents)?;
+            if let Ok(r) = &results {
+                let born = births.iter().filter(|(_, call)| r.ret(*call).is_ok()).map(|(pid, _)| *pid);
+                self.adopt(&born.collect(), &parents)?;
+            }
             self.judge(creator, &s, results).map_err(|e| self.explain(e))?;
         }
         Ok(())
@@ -54,15 +57,14 @@ impl Builder {
         }
     }
 
-    fn adopt(&mut self, family: &Family, parents: &HashMap<i32, i32>) -> Result<()> {
-        let births: Vec<&Birth> = family.before.iter().chain(&family.after).collect();
-        let wanted: HashSet<i32> = births.iter().map(|b| b.pid).collect();
-        let of: HashSet<i32> = births.iter().filter_map(|b| parents.get(&b.pid).copied()).collect();
+    fn adopt(&mut self, born: &HashSet<i32>, parents: &HashMap<i32, i32>) -> Result<()> {
+        self.born.extend(born);
+        let of: HashSet<i32> = born.iter().filter_map(|pid| parents.get(pid).copied()).collect();
         for parent in of {
             let host = self.leader(parent)?.tid();
             let children = child_pids(host).map_err(Error::remote(parent, "finding its children"))?;
             for (pid, host) in children {
-                if !wanted.contains(&pid) || self.bodies.contains_key(&pid) {
+                if !born.contains(&pid) || self.bodies.contains_key(&pid) {
                     continue;
                 }
                 let failed = Error::remote(pid, "taking over the new process");
@@ -91,6 +93,7 @@ impl Builder {
             let mut s = Script::new();
             restore::reap(&mut s, f.pid);
             self.run(f.parent, &s)?;
+            self.born.retain(|pid| *pid != f.pid);
             if let Some(adopter) = f.adopter {
                 self.adopter(adopter, false)?;
             }
@@ -169,7 +172,11 @@ fn die_of(pid: i32, task: Stopped, signal: i32) -> Result<i32> {
     let sys = |doing| move |e: Errno| Error::Io { what: format!("process {pid}: {doing}"), source: e.into() };
     task.set_sigmask(0).map_err(Error::remote(pid, "ending it"))?;
     ptrace::tgkill(host, host, signal).map_err(sys("tgkill"))?;
-    ptrace::cont(host, 0).map_err(sys("PTRACE_CONT"))?;
+    // ESRCH: SIGKILL does not wait to be taken.
+    match ptrace::cont(host, 0) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(e) => return Err(sys("PTRACE_CONT")(e)),
+    }
     let status = until_ended(pid, host, |wait| match wait {
         Wait::Signal(n) if n == signal => signal,
         _ => 0,

@@ -101,6 +101,19 @@ impl Builder {
         }
     }
 
+    /// All that were born are init's by now, and ended. It must not find them when it goes on: to it, and to whoever
+    /// listens to it, they never were.
+    fn reap(&mut self) -> Result<()> {
+        let mut s = Script::new();
+        for pid in std::mem::take(&mut self.born) {
+            s.batch().call(
+                libc::SYS_wait4,
+                &[pid.into(), 0u64.into(), (libc::WNOHANG | libc::__WALL).into(), 0u64.into()],
+            );
+        }
+        self.run(1, &s).map(drop)
+    }
+
     /// Kills what was built and lets init go.
     pub(super) fn undo(&mut self) {
         let bodies = std::mem::take(&mut self.bodies);
@@ -113,7 +126,7 @@ impl Builder {
             }
         }
         if self.slot.is_some()
-            && let Err(e) = self.release_init(None)
+            && let Err(e) = self.reap().and_then(|()| self.release_init(None))
         {
             tracing::warn!("undoing a pod: {e}");
         }

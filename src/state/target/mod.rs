@@ -21,16 +21,17 @@ mod finish;
 mod handover;
 mod inside;
 mod leave;
+mod rebuild;
 mod space;
 mod threads;
 
 pub use error::{Error, Result};
-pub use finish::Hands;
 
 use crate::base::AddrRange;
 use crate::kernel::cgroup::Freezer;
 use crate::remote::{Fate, Regs, Running, Slot, Stopped};
 use crate::state::fd::Port;
+use crate::state::fd::restore::{LateLock, Repaired, SocketFile};
 use crate::state::mm::MmId;
 use crate::state::mm::restore::Special;
 use crate::state::object::ObjectId;
@@ -66,11 +67,17 @@ pub struct Skeleton {
     pub objects: HashMap<ObjectId, OwnedFd>,
 }
 
-/// What is left for the monitor to do when the pod runs.
+/// What is left for the monitor to do when the pod goes on, and what it must give up when it does not.
 #[derive(Debug, Default)]
 pub struct Finished {
-    /// Sockets in repair, and the SO_REUSEADDR to set when repair is off.
-    pub repaired: Vec<(OwnedFd, bool)>,
+    /// Connections in repair, for [`activate`](crate::state::fd::restore::activate). These duplicates must live as
+    /// long as the connections are not to be reset.
+    pub repaired: Vec<Repaired>,
+    /// Files of sockets, for [`place`](crate::state::fd::restore::place) at activation, or
+    /// [`discard`](crate::state::fd::restore::discard).
+    pub socket_files: Vec<SocketFile>,
+    /// File locks that the source still holds.
+    pub late_locks: Vec<LateLock>,
     /// What could not be set and matters little, in words.
     pub warnings: Vec<String>,
 }
@@ -116,6 +123,8 @@ pub struct Builder {
     passing: u64,
     transport: Option<Transport>,
     bodies: BTreeMap<i32, Body>,
+    /// Every process ever made and not reaped by us.
+    born: Vec<i32>,
     /// Processes in the order of the tree, zombies left out.
     live: Vec<i32>,
     objects: HashMap<ObjectId, OwnedFd>,
@@ -150,6 +159,7 @@ impl Builder {
             passing: 0,
             transport: None,
             bodies: BTreeMap::new(),
+            born: Vec::new(),
             live: Vec::new(),
             objects: HashMap::new(),
             known_files: files::Known::default(),
@@ -189,3 +199,6 @@ impl Drop for Builder {
         self.undo();
     }
 }
+
+#[cfg(test)]
+mod tests;

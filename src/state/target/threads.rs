@@ -99,7 +99,7 @@ impl Builder {
         let leader = p.threads.first().ok_or(Error::Order("finish a process"))?;
         let unfit = Error::unfit(pid);
         let mut s = Script::new();
-        (hands.in_process)(pid, &mut s).map_err(&unfit)?;
+        let acts = hands.inside.calls(pid, s.batch());
         forget_children(&mut s, tree, state, p);
         signal::restore::actions(&mut s, &p.signals);
         mm::restore::lock(&mut s, layout);
@@ -114,6 +114,7 @@ impl Builder {
         let results = slot.run(self.leader(pid)?, s.as_batch());
         let results = self.judge(pid, &s, results)?;
         timer::restore::check(&timers, &results).map_err(&unfit)?;
+        acts.check(&results, &mut self.warnings)?;
         self.from_outside(p)
     }
 

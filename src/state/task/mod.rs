@@ -1,5 +1,6 @@
 //! Processes and threads: ids, family, sessions, limits, and the per-process bundle of all other kinds.
 
+pub mod asked;
 pub mod collect;
 pub mod plan;
 pub mod restore;

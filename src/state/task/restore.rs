@@ -18,26 +18,23 @@ const THREAD_FLAGS: i32 = libc::CLONE_VM
 
 /// Births, `setsid` and the own group of one family, in the order of the plan. The results are the pids as the
 /// pod sees them; the newborn are attached to our tracer (CLONE_PTRACE) and stand at their first instruction.
-pub fn family(s: &mut Script, f: &Family) {
-    for b in &f.before {
-        birth(s, b);
-    }
+pub fn family(s: &mut Script, f: &Family) -> Vec<(i32, CallIx)> {
+    let mut births: Vec<_> = f.before.iter().map(|b| (b.pid, birth(s, b))).collect();
     if f.setsid {
         s.must("setsid", About::Nothing, libc::SYS_setsid, &[]);
     }
-    for b in &f.after {
-        birth(s, b);
-    }
+    births.extend(f.after.iter().map(|b| (b.pid, birth(s, b))));
     if f.lead_group {
         join(s, 0);
     }
+    births
 }
 
-fn birth(s: &mut Script, b: &Birth) {
+fn birth(s: &mut Script, b: &Birth) -> CallIx {
     let parent = if b.sibling { libc::CLONE_PARENT } else { 0 };
     // A sibling takes its creator's exit signal; the kernel wants none named.
     let exit_signal = if b.sibling { 0 } else { b.exit_signal };
-    clone3(s, "clone3 (process)", libc::CLONE_PTRACE | parent, exit_signal, b.pid);
+    clone3(s, "clone3 (process)", libc::CLONE_PTRACE | parent, exit_signal, b.pid)
 }
 
 /// Births of the threads after the leader; stacks and everything else come with their registers.

@@ -103,7 +103,9 @@ pub fn arm(s: &mut Script, t: &Timers) {
         }
     }
     for (which, timer) in (0i32..).zip(t.itimers) {
-        if timer.value_ns != 0 {
+        // An interval without time left: it expired, and the kernel arms it again when its signal is taken. Armed for
+        // the shortest time it comes to the same: its signal is pending already and is not queued twice.
+        if timer.value_ns != 0 || timer.interval_ns != 0 {
             let spec = s.words(&timevals(timer));
             s.must(
                 "setitimer",
@@ -122,7 +124,7 @@ fn timespecs(t: Itimer) -> [u64; 4] {
 
 /// `struct itimerval` in microseconds; a value of less than one is one, since zero would disarm.
 fn timevals(t: Itimer) -> [u64; 4] {
-    let value = t.value_ns.div_ceil(1000);
+    let value = t.value_ns.div_ceil(1000).max(1);
     [t.interval_ns / SECOND, t.interval_ns % SECOND / 1000, value / (SECOND / 1000), value % (SECOND / 1000)]
 }
 
@@ -133,6 +135,11 @@ mod tests {
     #[test]
     fn a_nanosecond_left_does_not_disarm() {
         assert_eq!(timevals(Itimer { value_ns: 1, interval_ns: 0 }), [0, 0, 0, 1]);
+        assert_eq!(
+            timevals(Itimer { value_ns: 0, interval_ns: 10_000_000 }),
+            [0, 10_000, 0, 1],
+            "expired, its signal pending"
+        );
         assert_eq!(
             timevals(Itimer { value_ns: 1_999_999_001, interval_ns: 2_500_000_000 }),
             [2, 500_000, 2, 0]

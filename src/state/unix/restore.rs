@@ -63,7 +63,9 @@ pub(crate) fn all(sockets: &[(FileId, &UnixSocket)], ctx: &Context) -> Result<Re
         };
         let thread = std::thread::Builder::new().name("unix".into()).spawn_scoped(s, body);
         match thread {
-            Ok(handle) => handle.join().unwrap_or(Err(Error::host("the thread for unix sockets")(Errno::EIO))),
+            Ok(handle) => {
+                handle.join().unwrap_or(Err(Error::host("the thread for unix sockets")(Errno::EIO)))
+            }
             Err(e) => Err(Error::host("clone(2)")(Errno::from_raw(e.raw_os_error().unwrap_or(0)))),
         }
     })

@@ -75,6 +75,16 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
 
 /// What a description is.
 pub(crate) fn class(table: &Table, id: FileId) -> Result<Class, Error> {
+    let known = &table.desc(id).class;
+    match known.get() {
+        Some(class) => Ok(*class),
+        None => classify(table, id).inspect(|class| {
+            let _ = known.set(*class);
+        }),
+    }
+}
+
+fn classify(table: &Table, id: FileId) -> Result<Class, Error> {
     let desc = table.desc(id);
     if let Some(name) = desc.link.strip_prefix(b"anon_inode:") {
         return Ok(match name {

@@ -56,7 +56,8 @@ impl Inside {
             for e in p.fds {
                 let Some(f) = files.get(e.file.0 as usize) else { continue };
                 let acts = plan.acts.entry(p.pid).or_default();
-                if (f.owner.1 != 0 || f.owner.2 != 0 || f.flags & libc::O_ASYNC != 0) && owned.insert(e.file) {
+                if (f.owner.1 != 0 || f.owner.2 != 0 || f.flags & libc::O_ASYNC != 0) && owned.insert(e.file)
+                {
                     acts.push(Act::Owner(e.fd, f.owner, f.flags));
                 }
                 let locks = match &f.kind {
@@ -64,7 +65,8 @@ impl Inside {
                     FileKind::Object { locks, .. } => locks.as_slice(),
                     _ => &[],
                 };
-                if locks.iter().any(|l| l.kind == LockKind::Posix && l.pid == p.pid) && locked.insert(e.file) {
+                if locks.iter().any(|l| l.kind == LockKind::Posix && l.pid == p.pid) && locked.insert(e.file)
+                {
                     let own = locks.iter().filter(|l| l.kind == LockKind::Posix && l.pid == p.pid);
                     acts.extend(own.map(|l| Act::Lock(e.fd, *l)));
                 }
@@ -90,8 +92,9 @@ impl Inside {
                 && !watched.contains(&id)
                 && epoll.items.iter().any(|i| is_signalfd(files, i.file))
             {
-                self.warnings
-                    .push("an epoll set watches a signalfd that no process has under its number any more".into());
+                self.warnings.push(
+                    "an epoll set watches a signalfd that no process has under its number any more".into(),
+                );
             }
         }
     }
@@ -108,7 +111,8 @@ impl Inside {
             match act {
                 Act::Lock(fd, lock) => {
                     let data = batch.data(&flock_struct(lock.exclusive, lock.start, lock.len));
-                    let call = batch.call(libc::SYS_fcntl, &[(*fd).into(), libc::F_SETLK.into(), data.into()]);
+                    let call =
+                        batch.call(libc::SYS_fcntl, &[(*fd).into(), libc::F_SETLK.into(), data.into()]);
                     pending.calls.push((call, format!("POSIX lock on fd {fd} of pid {pid}"), true));
                 }
                 Act::Owner(fd, (kind, owner, signal), flags) => {
@@ -122,14 +126,15 @@ impl Inside {
                     if *owner != 0 {
                         let bytes = [kind.to_ne_bytes(), owner.to_ne_bytes()].concat();
                         let data = batch.data(&bytes);
-                        let call = batch
-                            .call(libc::SYS_fcntl, &[(*fd).into(), F_SETOWN_EX.into(), data.into()]);
+                        let call =
+                            batch.call(libc::SYS_fcntl, &[(*fd).into(), F_SETOWN_EX.into(), data.into()]);
                         pending.calls.push((call, format!("SIGIO owner of fd {fd} of pid {pid}"), false));
                     }
                     if flags & libc::O_ASYNC != 0 {
-                        let keep = flags & (libc::O_ASYNC | libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT);
-                        let call = batch
-                            .call(libc::SYS_fcntl, &[(*fd).into(), libc::F_SETFL.into(), keep.into()]);
+                        let keep =
+                            flags & (libc::O_ASYNC | libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT);
+                        let call =
+                            batch.call(libc::SYS_fcntl, &[(*fd).into(), libc::F_SETFL.into(), keep.into()]);
                         pending.calls.push((call, format!("O_ASYNC of fd {fd} of pid {pid}"), false));
                     }
                 }
@@ -138,8 +143,7 @@ impl Inside {
                     let mut event = item.events.to_ne_bytes().to_vec();
                     event.extend_from_slice(&item.data.to_ne_bytes());
                     let data = batch.data(&event);
-                    let args =
-                        [(*epoll).into(), libc::EPOLL_CTL_ADD.into(), (*fd).into(), data.into()];
+                    let args = [(*epoll).into(), libc::EPOLL_CTL_ADD.into(), (*fd).into(), data.into()];
                     let call = batch.call(libc::SYS_epoll_ctl, &args);
                     pending.calls.push((call, format!("epoll entry {fd} of pid {pid}"), false));
                 }
@@ -175,7 +179,11 @@ impl Pending {
                 Err(Errno::EAGAIN | Errno::EACCES) if *is_lock => {
                     warnings.push(format!("{what}: held by somebody else, not taken again"));
                 }
-                Err(e) => return Err(Error::restore("fcntl(2) or epoll_ctl(2) in the process", || what.clone())(e)),
+                Err(e) => {
+                    return Err(Error::restore("fcntl(2) or epoll_ctl(2) in the process", || what.clone())(
+                        e,
+                    ));
+                }
             }
         }
         Ok(())

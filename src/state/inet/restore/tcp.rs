@@ -4,7 +4,9 @@ use super::{Repaired, early, late, own, reuses, room};
 use crate::kernel::rawip::{Injector, Segment, flag};
 use crate::kernel::tcp_repair::{self, Negotiated, Queue, state};
 use crate::kernel::{descr, sock};
+use crate::state::fd::FileId;
 use crate::state::fd::error::Error;
+use crate::state::fd::shares::in_shares;
 use crate::state::inet::{Ended, TcpLink, TcpSocket, TcpState};
 use nix::errno::Errno;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,8 +20,29 @@ fn shown(t: &TcpSocket) -> String {
     format!("TCP {} to {}", end(t.local), end(t.peer))
 }
 
+/// Sockets made by one share.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    /// Sockets, connections with what ends their repair.
+    pub sockets: Vec<(FileId, OwnedFd, Option<Repaired>)>,
+    /// What is different now.
+    pub warnings: Vec<String>,
+}
+
+/// Makes sockets, a share on each processor; threads are in the namespaces of the caller.
+pub(crate) fn tcp_all(sockets: &[(FileId, &TcpSocket)]) -> Result<Vec<Share>, Error> {
+    in_shares(sockets, |sockets| {
+        let (mut share, mut injector) = (Share::default(), Injector::default());
+        for (id, t) in sockets {
+            let (fd, repaired) = tcp(t, &mut injector, &mut share.warnings)?;
+            share.sockets.push((*id, fd, repaired));
+        }
+        Ok(share)
+    })
+}
+
 /// Makes a socket. A connection comes with what ends its repair.
-pub(crate) fn tcp(
+fn tcp(
     t: &TcpSocket,
     injector: &mut Injector,
     warnings: &mut Vec<String>,
@@ -134,13 +157,7 @@ fn unsent_fin(s: u8, link: &TcpLink) -> bool {
     fin_out(s) && link.send.unsent > 0
 }
 
-fn finish(
-    fd: BorrowedFd,
-    ends: Ends,
-    s: u8,
-    link: &TcpLink,
-    injector: &mut Injector,
-) -> Result<(), Errno> {
+fn finish(fd: BorrowedFd, ends: Ends, s: u8, link: &TcpLink, injector: &mut Injector) -> Result<(), Errno> {
     tcp_repair::choose(fd, Queue::Recv)?;
     give(fd, &link.recv.data)?;
     tcp_repair::choose(fd, Queue::Send)?;
@@ -172,6 +189,8 @@ fn finish(
 /// Data never sent must not count as sent. It is queued with repair off, behind a closed window, so that it stays.
 fn unsent(fd: BorrowedFd, s: u8, link: &TcpLink, sent: usize) -> Result<(), Errno> {
     let mut shut = tcp_repair::window(fd)?;
+    // snd_wl1 of a fresh connection is 0, which the kernel refuses for half of all sequence numbers.
+    shut[0] = link.recv.seq;
     shut[1] = 0;
     tcp_repair::set_window(fd, shut)?;
     tcp_repair::off_quietly(fd)?;
@@ -209,8 +228,7 @@ fn over(
     unread: &[u8],
     injector: &mut Injector,
 ) -> Result<(), Errno> {
-    let loopback: IpAddr =
-        if t.v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let loopback: IpAddr = if t.v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
     let ends = Ends {
         local: t.local.unwrap_or(SocketAddr::new(loopback, 0)),
         peer: SocketAddr::new(t.local.map_or(loopback, |a| a.ip()), 9),

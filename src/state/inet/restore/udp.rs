@@ -89,7 +89,9 @@ fn refill(fd: BorrowedFd, u: &UdpSocket, injector: &mut Injector) -> Result<usiz
         let to = d.to.filter(|t| !t.ip().is_multicast()).unwrap_or(local);
         let to = match to.ip() {
             ip if !ip.is_unspecified() => SocketAddr::new(ip, local.port()),
-            _ if d.from.ip().to_canonical().is_ipv4() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), local.port()),
+            _ if d.from.ip().to_canonical().is_ipv4() => {
+                SocketAddr::new(Ipv4Addr::LOCALHOST.into(), local.port())
+            }
             _ => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), local.port()),
         };
         // Several sockets may share the port: connected to the sender, this one is the one that gets it.

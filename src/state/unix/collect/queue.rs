@@ -39,9 +39,10 @@ impl Drop for PeekOffset<'_> {
 }
 
 /// All messages in the queue, in order.
-pub(super) fn peek(fd: &OwnedFd, stream: bool) -> Result<Vec<Raw>, Errno> {
+pub(super) fn peek(fd: impl AsFd, stream: bool) -> Result<Vec<Raw>, Errno> {
+    let fd = fd.as_fd();
     let saved = sock::get_i32(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
-    let off = PeekOffset { fd: fd.as_fd(), saved };
+    let off = PeekOffset { fd, saved };
     if stream { peek_stream(&off) } else { peek_datagrams(&off) }
 }
 

@@ -229,7 +229,8 @@ impl<'a> Build<'a> {
     /// One or both ends of a connection.
     fn connected(&mut self, n: usize) -> Result<(), Errno> {
         let u = self.u(n);
-        let mate = u.peer.and_then(|id| self.by_id.get(&id).copied()).filter(|p| self.shells[*p].fd.is_none());
+        let mate =
+            u.peer.and_then(|id| self.by_id.get(&id).copied()).filter(|p| self.shells[*p].fd.is_none());
         // The end that was accepted: it has its listener's name, or a name while the other has none.
         let named = |b: &Self, n: usize| b.u(n).listener.is_some() || b.u(n).name.is_some();
         let first = match mate {

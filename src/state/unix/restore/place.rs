@@ -251,7 +251,10 @@ mod tests {
     #[test]
     fn names_stay_below_their_root() {
         let c = |n: &str| {
-            components(n.as_bytes()).iter().map(|p| String::from_utf8_lossy(p).into_owned()).collect::<Vec<_>>()
+            components(n.as_bytes())
+                .iter()
+                .map(|p| String::from_utf8_lossy(p).into_owned())
+                .collect::<Vec<_>>()
         };
         assert_eq!(c("/run//a/./b.sock"), ["run", "a", "b.sock"]);
         assert_eq!(c("../../x"), ["x"]);
