@@ -61,6 +61,7 @@ pub struct Target<'s> {
     state: Option<PodState>,
     finished: Finished,
     frames: Vec<Frame>,
+    log: Vec<u8>,
     watch: Stopwatch,
 }
 
@@ -159,6 +160,7 @@ impl<'s> Target<'s> {
             state: None,
             finished: Finished::default(),
             frames: Vec::new(),
+            log: Vec::new(),
             watch,
         };
         target.watch.lap("reserve");
@@ -226,6 +228,11 @@ impl<'s> Target<'s> {
         Ok(())
     }
 
+    /// The last part of the pod's log.
+    pub fn log(&mut self, log: Vec<u8>) {
+        self.log = log;
+    }
+
     /// Frames for the pod that arrived at the source.
     pub fn frames(&mut self, frames: Vec<NetFrame>) {
         self.frames.extend(frames.into_iter().filter_map(frame));
@@ -256,7 +263,7 @@ impl<'s> Target<'s> {
             clocks: (state.monotonic_ns, state.boottime_ns),
             realtime_ns: state.realtime_ns,
             started: self.request.manifest.started.parse().ok(),
-            log_tail: self.request.manifest.log_tail.clone(),
+            log_tail: std::mem::take(&mut self.log),
             socket_files: std::mem::take(&mut self.finished.socket_files),
         };
         self.client.moving(moving::Request::Prepared(arrival))?;

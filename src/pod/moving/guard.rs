@@ -113,7 +113,11 @@ fn frozen(monitor: &mut Monitor) -> Result<(), String> {
     let Some(pod) = &monitor.pod else { return Err("it has no processes".to_owned()) };
     // Not on the mover's word: what follows rests on it.
     match pod.cgroup.freezer().is_frozen() {
-        Ok(true) => agreed(event(monitor, SourceEvent::Frozen)),
+        Ok(true) => {
+            // What the pod wrote goes into the log, whose end travels.
+            monitor.drain_output();
+            agreed(event(monitor, SourceEvent::Frozen))
+        }
         Ok(false) => Err("its control group is not frozen".to_owned()),
         Err(e) => Err(e.to_string()),
     }
