@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub fn run(ctx: &Context, request: StartRequest) -> Result<i32, Failure> {
     match request {
         StartRequest::Again { pod, fg } => again(ctx, &pod, fg),
-        StartRequest::New { wanted, file } => new(ctx, wanted, file.as_deref()),
+        StartRequest::New { wanted, file } => new(ctx, *wanted, file.as_deref()),
     }
 }
 
