@@ -34,6 +34,8 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// Threads that read pages ahead of the stream.
 const READERS: usize = 1;
+/// How long to wait for word of the pod's name after it runs there.
+const NAMED: Duration = Duration::from_secs(1);
 /// How long to wait for `Activated` before the pod counts as in doubt.
 const DOUBT: Duration = Duration::from_secs(5);
 
@@ -150,6 +152,9 @@ impl Mover<'_> {
                     self.report.warnings.push(format!("the source could not be cleaned up: {}", e.message));
                 }
                 self.watch.lap("cleanup");
+                if let Ok(Message::Named(dns)) = self.sink.channel().and_then(|c| Ok(c.expect(NAMED)?)) {
+                    self.report.dns = dns;
+                }
                 Ok(())
             }
             Decision::Aborted => Err(Failure::new(

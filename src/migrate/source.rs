@@ -158,6 +158,10 @@ impl Mover<'_> {
         self.stage("reservation")?;
         self.reserve()?;
         self.watch.lap("reserve");
+        // What would take long in the freeze and can be known now.
+        for pid in self.cgroup.procs().unwrap_or_default() {
+            crate::remote::look_ahead(pid);
+        }
         let tree = source.prepare()?;
         self.send_tree(&tree)?;
         self.watch.lap("skeleton");

@@ -1,6 +1,7 @@
 //! The target's end of a conversation: one worker process serves one caller.
 
 use super::facts;
+use super::names::{self, Named};
 use super::source::greet;
 use super::target::{Request, Target};
 use crate::base::{Decision, Failure, Kind, MoveId, PodId};
@@ -115,6 +116,8 @@ fn activate(store: &Store, channel: &mut Channel, target: Target<'_>) -> Result<
     let stages = std::mem::take(&mut owned.stages);
     let publish = owned.record.spec.net.publish.clone();
     channel.message(&Message::Activated { stages, dns: "none".into(), publish })?;
+    let named = names::publish_once(store, &owned.record).unwrap_or(Named::Pending);
+    let _ = channel.message(&Message::Named(named.as_str().into()));
     // Frames that still arrived at the source.
     while let Ok(Some(incoming)) = channel.next() {
         if let Incoming::Record(record) = incoming

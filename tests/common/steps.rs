@@ -151,7 +151,7 @@ pub fn checkpoint_restore(lab: &Lab, pod: &str, host: &Host) -> Result<(), Strin
     if report["outcome"] != "checkpointed" || host.state(pod).as_deref() != Some("checkpointed") {
         return Err(format!("after the checkpoint\n{report:#}\n{}", scene(lab)));
     }
-    run(lab, host, &["image", "verify", path], 0)?;
+    podmig::image::file::verify(&file).map_err(|e| format!("the image: {e}"))?;
     let report = json(lab, host, &["restore", path], 0)?;
     if report["outcome"] != "restored" || host.state(pod).as_deref() != Some("running") {
         return Err(format!("after the restore\n{report:#}\n{}", scene(lab)));

@@ -61,6 +61,28 @@ impl Monitor {
             self.complain(&e.to_string());
         }
         self.set_status(Status::Running);
+        self.tell_name();
+    }
+
+    /// Starts the process that brings the pod's name up to date; it outlives us and tries until the server agrees.
+    pub(super) fn tell_name(&self) {
+        let places = &self.store.places;
+        if !places.etc.join("dns.toml").exists() {
+            return;
+        }
+        let mut command = std::process::Command::new("/proc/self/exe");
+        command.arg("__name").args([&places.etc, &places.var, &places.run]).arg(self.record.spec.id.as_str());
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+        use std::os::unix::process::CommandExt;
+        command.process_group(0);
+        match command.spawn() {
+            Ok(mut child) => {
+                if let Some(mut stdin) = child.stdin.take() {
+                    let _ = serde_json::to_writer(&mut stdin, &self.record);
+                }
+            }
+            Err(e) => self.complain(&format!("its name is not kept: {e}")),
+        }
     }
 
     /// The pod has left for good: link first (a killed server behind a lifted hold would end its connections), then

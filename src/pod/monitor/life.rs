@@ -189,6 +189,7 @@ impl Monitor {
         self.life.since = Instant::now();
         self.life.cmd = Some(cmd);
         self.set_status(Status::Running);
+        self.tell_name();
         self.event(&Event::Started { pid: host_pid });
         match self.record.spec.start_type {
             StartType::Exec if self.life.foreground || self.life.starter.is_none() => self.become_ready(),
@@ -371,9 +372,13 @@ impl Monitor {
     fn tell_end(&mut self, status: i32) {
         if !self.record.spec.rm {
             self.save();
+        } else if let Err(e) = self.store.forget(&self.record.spec.id) {
+            // The name is free before anyone hears of the end; the rest goes once nothing is needed of it.
+            complain(&self.record, &format!("not removed: {e}"));
         }
         self.stdio.end_attached();
         self.event(&Event::State(Status::Exited));
+        self.tell_name();
         self.event(&Event::Ended { status });
     }
 
