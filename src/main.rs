@@ -1,6 +1,14 @@
 //! The `podmig` binary: everything is in the library.
 
-fn main() {
-    eprintln!("podmig: not built yet");
-    std::process::exit(2);
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let typed: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if let Some(code) = podmig::pod::hidden(&typed) {
+        return code;
+    }
+    if let Some(code) = podmig::agent::hidden(&typed) {
+        return code;
+    }
+    ExitCode::from(podmig::cli::main(&typed))
 }

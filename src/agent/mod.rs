@@ -4,11 +4,15 @@
 //! TLS handshake, speaks the protocol and builds pods. So the agent holds no keys of a conversation and no
 //! state; its death or restart touches no move under way.
 
+mod hidden;
+
+pub use hidden::hidden;
+
 use crate::base::{Failure, Kind};
+use crate::pod::store::Places;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,8 +22,6 @@ use tokio::task::JoinSet;
 pub const PORT: u16 = 7411;
 /// Workers at once; more callers wait in the accept queue.
 const WORKERS: usize = 64;
-/// Hidden subcommand of a worker.
-pub const WORKER: &str = "__serve";
 
 /// What can stop an agent.
 #[derive(Debug, thiserror::Error)]
@@ -59,18 +61,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// Listens until SIGTERM or SIGINT. `root` is passed on to the workers; `ready` is called once with the address.
-pub fn run(listen: SocketAddr, root: Option<&Path>, ready: impl FnOnce(SocketAddr)) -> Result<(), Error> {
+/// Listens until SIGTERM or SIGINT. Workers use `places`; `ready` is called once with the address.
+pub fn run(listen: SocketAddr, places: &Places, ready: impl FnOnce(SocketAddr)) -> Result<(), Error> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)?;
-    runtime.block_on(serve(listen, root.map(Path::to_owned), ready))
+    runtime.block_on(serve(listen, places, ready))
 }
 
-async fn serve(
-    listen: SocketAddr,
-    root: Option<PathBuf>,
-    ready: impl FnOnce(SocketAddr),
-) -> Result<(), Error> {
+async fn serve(listen: SocketAddr, places: &Places, ready: impl FnOnce(SocketAddr)) -> Result<(), Error> {
     let failed = |source| Error::Listen { addr: listen, source };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let mut term = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
@@ -83,7 +81,7 @@ async fn serve(
             _ = int.recv() => return Ok(()),
             Some(_) = workers.join_next(), if !workers.is_empty() => {}
             accepted = listener.accept(), if workers.len() < WORKERS => match accepted {
-                Ok((socket, peer)) => match start_worker(socket, root.as_deref()) {
+                Ok((socket, peer)) => match start_worker(socket, places) {
                     Ok(mut child) => {
                         workers.spawn(async move {
                             let status = child.wait().await;
@@ -99,15 +97,12 @@ async fn serve(
 }
 
 /// Starts a worker on the socket. It outlives the agent: its own session, and not killed when dropped.
-fn start_worker(socket: TcpStream, root: Option<&Path>) -> io::Result<tokio::process::Child> {
+fn start_worker(socket: TcpStream, places: &Places) -> io::Result<tokio::process::Child> {
     let socket = socket.into_std()?;
     socket.set_nonblocking(false)?;
     let mut command = tokio::process::Command::new("/proc/self/exe");
     command.arg0("podmig");
-    command.arg(WORKER);
-    if let Some(root) = root {
-        command.env("PODMIG_ROOT", root);
-    }
+    command.arg(hidden::SERVE).args([&places.etc, &places.var, &places.run]);
     command.stdin(Stdio::from(OwnedFd::from(socket))).stdout(Stdio::null()).kill_on_drop(false);
     command.process_group(0);
     command.spawn()
@@ -121,7 +116,7 @@ mod tests {
     fn a_taken_address_is_named() {
         let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = held.local_addr().unwrap();
-        let failure = Failure::from(run(addr, None, |_| ()).unwrap_err());
+        let failure = Failure::from(run(addr, &Places::resolve(None), |_| ()).unwrap_err());
         assert_eq!(failure.kind, Kind::Taken);
         assert!(failure.to_string().contains(&addr.to_string()) && !failure.to_string().contains("os error"));
     }

@@ -15,8 +15,8 @@ const SUSPICIOUS: Duration = Duration::from_millis(5);
 
 struct Hunt<'a> {
     tasks: &'a PodTasks,
-    /// Frozen v2 tasks take a tracer's stop as they are; frozen v1 tasks only once thawed.
-    thaw_to_stop: bool,
+    /// The cgroup is frozen (or about to be). Frozen v2 tasks take a tracer's stop as they are; frozen v1 tasks only once thawed.
+    frozen: bool,
     known: HashSet<i32>,
     stopped: BTreeMap<i32, Stopped>,
     /// Children of a vfork parent, let run on until it stands.
@@ -31,7 +31,7 @@ struct Hunt<'a> {
 pub(super) fn stop(tasks: &PodTasks, frozen: bool) -> Result<Vec<StoppedProc>> {
     let mut hunt = Hunt {
         tasks,
-        thaw_to_stop: frozen && !tasks.cgroup.is_v2(),
+        frozen,
         known: HashSet::new(),
         running: Vec::new(),
         stopped: BTreeMap::new(),
@@ -47,9 +47,8 @@ pub(super) fn stop(tasks: &PodTasks, frozen: bool) -> Result<Vec<StoppedProc>> {
         if hunt.start.elapsed() > LIMIT {
             return Err(Error::TooBusy { tasks: hunt.stopped.len(), limit: LIMIT });
         }
-        if hunt.thaw_to_stop {
-            tasks.cgroup.thaw()?;
-            hunt.thaw_to_stop = false;
+        if !tasks.cgroup.is_v2() {
+            hunt.thaw()?;
         }
         hunt.wait()?;
     }
@@ -153,11 +152,22 @@ impl Hunt<'_> {
         self.known.remove(&tid);
     }
 
-    /// A vfork parent does not stop before its child execs or exits: the children of what does not stop run on.
+    fn thaw(&mut self) -> Result<()> {
+        if self.frozen {
+            self.tasks.cgroup.thaw()?;
+            self.frozen = false;
+        }
+        Ok(())
+    }
+
+    /// A vfork parent does not stop before its child execs or exits: the children of what does not stop run on, thawed if need be.
     fn let_children_run(&mut self) -> Result<()> {
         let mut children = Vec::new();
         for parent in &self.running {
             children.extend(status::children(parent.tid()).unwrap_or_default());
+        }
+        if !children.is_empty() {
+            self.thaw()?;
         }
         for pid in children {
             for tid in status::threads(pid).unwrap_or_default() {

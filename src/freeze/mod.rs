@@ -1,7 +1,14 @@
 //! All tasks of a pod stopped, or none; then the cgroup freezer over the stops.
 //!
-//! The ptrace stops come first: only in them can batches run, and only there can the restart rule hide the stop from the program. The freezer
-//! comes after the last batch: from then on nothing runs even if every process of ours dies.
+//! What a pod goes through, and why in this order:
+//! 1. *Asked to freeze* (cgroup v2): so that, should we be killed before 3, nothing runs on with the EINTR that every stop makes in calls
+//!    the kernel never restarts. Who watches us then calls [`resume`], which mends it.
+//! 2. *Seized and interrupted*, every thread: a frozen task takes the stop; nothing can fork any more.
+//! 3. *Rewound*, each at its stop. From here our death shows nowhere: the freezer is lifted, the ptrace stops hold.
+//! 4. *Batches*: they cannot run in a frozen task, hence the thaw in 3.
+//! 5. *Frozen over the stops* ([`StoppedPod::freeze_cgroup`]) after the last batch: from then on nothing runs even if every process of ours dies.
+//!
+//! The freezer alone is no way to pause: it makes the same EINTRs, and shows them.
 
 mod error;
 mod hunt;
@@ -79,23 +86,29 @@ pub struct StoppedPod {
 ///
 /// # Errors
 /// Nothing is left stopped then. A task traced by somebody else is named with its tracer.
+///
+/// Should the caller die in here, the pod may be left frozen: [`resume`] it.
 pub fn stop_all(tasks: &PodTasks) -> Result<StoppedPod> {
     let was_frozen = tasks.cgroup.is_frozen()?;
-    let found = hunt::stop(tasks, was_frozen);
-    let procs = match found {
+    // A v1-frozen task takes no stop before it is thawed: no help there.
+    let ask = !was_frozen && tasks.cgroup.is_v2();
+    if ask {
+        tasks.cgroup.ask_freeze()?;
+    }
+    let procs = match hunt::stop(tasks, was_frozen || ask) {
         Ok(procs) => procs,
         Err(error) => {
+            // As it was: running, or paused (v1 had to be thawed for the stops).
             if was_frozen {
-                // v1 had to be thawed for the stops; a pod that was paused stays paused.
-                tasks.cgroup.freeze()?;
+                tasks.cgroup.freeze()?
+            } else {
+                tasks.cgroup.thaw()?
             }
             return Err(error);
         }
     };
-    let mut pod = StoppedPod { procs, tasks: tasks.clone(), was_frozen, frozen: was_frozen };
-    if was_frozen {
-        pod.thaw()?;
-    }
+    let mut pod = StoppedPod { procs, tasks: tasks.clone(), was_frozen, frozen: was_frozen || ask };
+    pod.thaw()?;
     Ok(pod)
 }
 

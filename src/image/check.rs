@@ -41,9 +41,9 @@ pub fn tree(tree: &Tree) -> Result<(), Error> {
             }
         }
     }
-    let live: Vec<i32> = tree.procs.iter().filter(|p| p.zombie.is_none()).map(|p| p.pid).collect();
-    let mms: Vec<i32> = tree.mms.iter().map(|m| m.mm.0).collect();
-    if live != mms {
+    let live: HashSet<i32> = tree.procs.iter().filter(|p| p.zombie.is_none()).map(|p| p.pid).collect();
+    let mms: HashSet<i32> = tree.mms.iter().map(|m| m.mm.0).collect();
+    if live != mms || mms.len() != tree.mms.len() {
         return Err(bad("address spaces and live processes do not match"));
     }
     tree.mms.iter().try_for_each(|m| layout(tree, m))

@@ -49,7 +49,7 @@ impl ImageWriter {
         self.written
     }
     /// Flushes, syncs and gives the image its name.
-    pub fn finish(mut self) -> Result<(), Error> {
+    pub fn finish(&mut self) -> Result<(), Error> {
         let io = |source| Error::Io { doing: "finish the image", source };
         self.out.flush().map_err(io)?;
         if let Some((temp, path, file)) = self.place.take() {

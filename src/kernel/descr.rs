@@ -51,8 +51,7 @@ pub fn set_pipe_size(fd: impl AsFd, bytes: u32) -> Result<(), Errno> {
 pub fn tee(from: impl AsFd, to: impl AsFd, len: usize) -> Result<usize, Errno> {
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
     // SAFETY: no pointers.
-    Errno::result(unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) })
-        .map(|n| n.unsigned_abs())
+    Errno::result(unsafe { libc::tee(from, to, len, libc::SPLICE_F_NONBLOCK) }).map(|n| n.unsigned_abs())
 }
 
 /// A duplicate, close-on-exec, with the lowest free number not below `min`. Errors: EINVAL (`min` over the limit), EMFILE.
@@ -188,14 +187,34 @@ pub fn lock_ofd(fd: impl AsFd, exclusive: bool, start: u64, len: u64) -> Result<
     Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_SETLK, lock.as_ptr()) }).map(drop)
 }
 
-/// Raises our own limit on descriptors to at least `n`. Errors: EPERM (the hard limit is lower).
-pub fn want_descriptors(n: u64) -> Result<(), Errno> {
+/// Raises our own limit on descriptors towards `n`, as far as we may: the hard limit only with CAP_SYS_RESOURCE. What
+/// does not fit then fails with EMFILE.
+pub fn want_descriptors(n: u64) {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft >= n {
-        return Ok(());
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if soft < n && setrlimit(Resource::RLIMIT_NOFILE, n, hard.max(n)).is_err() {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(n.max(soft)), hard);
     }
-    setrlimit(Resource::RLIMIT_NOFILE, n.max(soft).min(hard.max(n)), hard.max(n))
+}
+
+/// `fcntl(F_SETOWN_EX)` with a process, `F_SETSIG` and O_ASYNC, to have something to carry.
+#[cfg(test)]
+pub fn set_owner(fd: impl AsFd, pid: i32, signal: i32) -> Result<(), Errno> {
+    const F_SETOWN_EX: i32 = 15;
+    const F_SETSIG: i32 = 10;
+    let owner = [1i32, pid];
+    // SAFETY: F_SETOWN_EX reads a struct of two ints.
+    Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_SETOWN_EX, owner.as_ptr()) })?;
+    fcntl(fd.as_fd(), F_SETSIG, signal.into())?;
+    let flags = flags(fd.as_fd())?;
+    set_flags(fd, flags | libc::O_ASYNC)
+}
+
+/// `inotify_init1(2)`, to have something to refuse.
+#[cfg(test)]
+pub fn inotify() -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers; the result is a new descriptor.
+    Errno::result(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) }).map(own)
 }
 
 #[cfg(test)]
@@ -225,7 +244,7 @@ mod tests {
         let a = std::fs::File::create(&path).unwrap();
         let b = std::fs::File::create(&path).unwrap();
         lock_ofd(&a, true, 5, 10).unwrap();
-        assert_eq!(lock_ofd(&b, false, 14, 1), Err(Errno::EAGAIN));
+        assert_eq!(lock_ofd(&b, true, 14, 1), Err(Errno::EAGAIN));
         lock_ofd(&b, true, 15, 0).unwrap();
         flock(&a, false).unwrap();
         assert_eq!(flock(&b, true), Err(Errno::EWOULDBLOCK));

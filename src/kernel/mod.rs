@@ -2,9 +2,13 @@
 #![allow(unsafe_code)]
 
 pub mod errno;
+pub mod features;
 pub use errno::errno_text;
 pub mod anon;
 pub mod cgroup;
+pub mod clone;
+pub mod conntrack;
+pub mod cpuid;
 pub mod descr;
 pub mod fdinfo;
 pub mod kcmp;
@@ -16,13 +20,15 @@ pub mod packet;
 pub mod pagemap;
 pub mod pidfd;
 pub mod procfs;
+pub mod ptrace;
+pub mod rawip;
 pub mod sched;
 pub mod seqpacket;
 pub mod sock;
 pub mod sockdiag;
+pub mod status;
 pub mod tcp_repair;
+pub mod thread;
+pub mod tty;
 pub mod uffd;
 pub mod vmio;
-pub mod cpuid;
-pub mod ptrace;
-pub mod status;

@@ -9,7 +9,7 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoBridge, InfoData, InfoKind, InfoMacVlan, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-    MacVlanMode,
+    MacVlanMode, State,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -22,6 +22,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// A netlink request that failed: what was asked, and the errno.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +120,8 @@ pub struct Iface {
     pub mac: Option<[u8; 6]>,
     /// Administratively up.
     pub up: bool,
+    /// Its other end is there, and it may send (IF_OPER_UP; devices that cannot tell count as such).
+    pub ready: bool,
     /// A loopback device.
     pub loopback: bool,
     /// The device it is a port of.
@@ -259,21 +262,24 @@ impl Route {
         self.get_link(message, &|| format!("look up interface number {index}"))
     }
 
-    /// Makes a veth pair, both ends down, in one request.
+    /// Makes a veth pair, both ends down, in one request. The kernel heeds an index wanted for `far` only when `near` has
+    /// one, too.
     ///
     /// # Errors
     /// EEXIST: a name or index is taken.
-    pub fn add_veth(&mut self, host: &End<'_>, pod: &End<'_>, mtu: u32) -> Result<(), Error> {
-        let mut peer = end_message(pod);
+    pub fn add_veth(&mut self, near: &End<'_>, far: &End<'_>, mtu: u32) -> Result<(), Error> {
+        let mut peer = end_message(far);
         peer.attributes.push(LinkAttribute::Mtu(mtu));
-        let mut message = end_message(host);
+        let mut message = end_message(near);
         message.attributes.push(LinkAttribute::Mtu(mtu));
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ]));
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.talk(RouteNetlinkMessage::NewLink(message), flags, &|| format!("make veth {}", host.name))?;
+        self.talk(RouteNetlinkMessage::NewLink(message), flags, &|| {
+            format!("make veth {} and {}", near.name, far.name)
+        })?;
         Ok(())
     }
 
@@ -336,6 +342,26 @@ impl Route {
             format!("bring up interface number {index}")
         })?;
         Ok(())
+    }
+
+    /// Waits until a device that is up may send, `limit` at most: after its other end came up the kernel lets it only by and
+    /// by (link watch), and drops what is sent before. Since 6.8 the question itself makes it so. False: it may not yet.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn settle(&mut self, index: u32, limit: Duration) -> Result<bool, Error> {
+        let end = Instant::now() + limit;
+        loop {
+            match self.iface_at(index)? {
+                Some(iface) if iface.ready => return Ok(true),
+                Some(_) if Instant::now() >= end => return Ok(false),
+                Some(_) => std::thread::sleep(Duration::from_micros(200)),
+                None => {
+                    let what = format!("wait for interface number {index}");
+                    return Err(Error { what, source: io::Error::from_raw_os_error(libc::ENODEV) });
+                }
+            }
+        }
     }
 
     /// Makes `index` a port of the bridge `master` and brings it up, in one request; 0 takes it out.
@@ -500,6 +526,7 @@ fn describe(link: &LinkMessage) -> Iface {
             LinkAttribute::IfName(name) => iface.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => iface.mtu = *mtu,
             LinkAttribute::Address(mac) => iface.mac = mac.as_slice().try_into().ok(),
+            LinkAttribute::OperState(state) => iface.ready = matches!(state, State::Up | State::Unknown),
             LinkAttribute::Controller(master) => iface.master = Some(*master),
             LinkAttribute::LinkInfo(infos) => describe_kind(&mut iface, infos),
             _ => {}

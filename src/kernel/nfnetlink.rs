@@ -452,7 +452,7 @@ fn failures(data: &[u8]) -> impl Iterator<Item = (usize, i32)> + '_ {
     })
 }
 
-fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(super) fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     bytes.extend_from_slice(&((value.len() + 4) as u16).to_ne_bytes());
     bytes.extend_from_slice(&kind.to_ne_bytes());
     bytes.extend_from_slice(value);
@@ -469,7 +469,12 @@ fn number(bytes: &mut Vec<u8>, kind: u16, value: u32) {
     put(bytes, kind, &value.to_be_bytes());
 }
 
-fn nest(bytes: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
+/// A number in the host's byte order (nf_tables wants big endian, conntrack filters do not).
+pub(super) fn number_ne(bytes: &mut Vec<u8>, kind: u16, value: u32) {
+    put(bytes, kind, &value.to_ne_bytes());
+}
+
+pub(super) fn nest(bytes: &mut Vec<u8>, kind: u16, body: impl FnOnce(&mut Vec<u8>)) {
     let at = bytes.len();
     bytes.extend_from_slice(&[0; 4]);
     body(bytes);

@@ -16,8 +16,6 @@ pub const VNET_HDR: usize = 10;
 pub struct Options {
     /// Each frame has a virtio-net header in front, both ways (PACKET_VNET_HDR).
     pub offload: bool,
-    /// Frames to receive: an ETH_P_* number (3 = all); 0 = none, a socket to send with.
-    pub protocol: u16,
     /// Only frames that come in (PACKET_IGNORE_OUTGOING, 4.20).
     pub incoming_only: bool,
     /// Stamp each frame with its time of arrival (SO_TIMESTAMPNS).
@@ -38,13 +36,17 @@ pub struct Received {
 }
 
 /// A packet socket bound to one device, non-blocking.
+///
+/// Dropping it waits for the kernel to have no user of it left (synchronize_net): some 10 ms.
 #[derive(Debug)]
 pub struct Packet {
     fd: OwnedFd,
+    index: u32,
 }
 
 impl Packet {
-    /// Opens a socket on the device `index` of the calling thread's namespace.
+    /// Opens a socket on the device `index` of the calling thread's namespace, to send with. It receives nothing before
+    /// [`Packet::listen`].
     ///
     /// # Errors
     /// EPERM without CAP_NET_RAW; ENODEV; ENOPROTOOPT on old kernels.
@@ -52,7 +54,7 @@ impl Packet {
         // Protocol 0 until bind(2): a socket made with a protocol hears every device at once.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
-        let this = Self { fd };
+        let this = Self { fd, index };
         if options.offload {
             this.set(libc::PACKET_VNET_HDR, 1)?;
         }
@@ -68,7 +70,7 @@ impl Packet {
         if options.all_multicast {
             this.join_all_multicast(index)?;
         }
-        this.bind(index, options.protocol)?;
+        this.bind(0)?;
         Ok(this)
     }
 
@@ -102,11 +104,19 @@ impl Packet {
         if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    fn bind(&self, index: u32, protocol: u16) -> io::Result<()> {
+    /// Begins to receive frames of the kind `protocol`, an ETH_P_* number (3 = all); a matter of microseconds.
+    ///
+    /// # Errors
+    /// ENODEV: the device is gone.
+    pub fn listen(&self, protocol: u16) -> io::Result<()> {
+        self.bind(protocol)
+    }
+
+    fn bind(&self, protocol: u16) -> io::Result<()> {
         let addr = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as u16,
             sll_protocol: protocol.to_be(),
-            sll_ifindex: index as i32,
+            sll_ifindex: self.index as i32,
             sll_hatype: 0,
             sll_pkttype: 0,
             sll_halen: 0,

@@ -86,15 +86,20 @@ pub(super) fn populated_query(class: Class) -> Query {
     }
 }
 
-/// Mappings of the layout as scan ranges: neighbours of one private class become one range, gaps included, so that
-/// thousands of mappings cost few calls.
-pub(super) fn scan_groups(layout: &MmLayout) -> Vec<(Class, AddrRange)> {
+/// Mappings of the layout as scan ranges: neighbours of one private class become one range of at most `limit` bytes
+/// (or one mapping), gaps included, so that thousands of mappings cost few calls. Those of objects stay alone.
+pub(super) fn scan_groups(layout: &MmLayout, limit: u64) -> Vec<(Class, AddrRange)> {
     let mut groups: Vec<(Class, AddrRange)> = Vec::new();
     let mut joined = false; // whether the last mapping seen is the end of the last group
     for vma in &layout.vmas {
         let class = class(vma);
         match groups.last_mut() {
-            Some((c, range)) if joined && *c == class && matches!(class, Class::Anon | Class::Cow) => {
+            Some((c, range))
+                if joined
+                    && *c == class
+                    && matches!(class, Class::Anon | Class::Cow)
+                    && vma.range.end - range.start <= limit =>
+            {
                 range.end = vma.range.end;
             }
             _ if class != Class::Nothing => groups.push((class, vma.range)),
@@ -110,6 +115,43 @@ pub fn private_ranges(layout: &MmLayout) -> PageSet {
     layout.vmas.iter().filter(|v| matches!(class(v), Class::Anon | Class::Cow)).map(|v| v.range).collect()
 }
 
+/// The mappings of a layout under which a file (or object) lies that fills what is not copied.
+pub fn cow_ranges(layout: &MmLayout) -> PageSet {
+    layout.vmas.iter().filter(|v| class(v) == Class::Cow).map(|v| v.range).collect()
+}
+
+/// Whether two mappings show the same thing at the addresses they share, so that one can stay where the other was.
+fn same_below(a: &Vma, b: &Vma) -> bool {
+    let key = |v: &Vma| match &v.backing {
+        Backing::File { file, offset } => (0, file.0, offset.wrapping_sub(v.range.start)),
+        Backing::Object { object, offset } => (1, object.0, offset.wrapping_sub(v.range.start)),
+        Backing::Anon => (2, 0, 0),
+        Backing::Vdso => (3, 0, 0),
+        Backing::Vvar => (4, 0, 0),
+        Backing::VvarVclock => (5, 0, 0),
+    };
+    key(a) == key(b) && a.flags.contains(VmaFlags::SHARED) == b.flags.contains(VmaFlags::SHARED)
+}
+
+/// Parts of `new`'s private mappings where `old` had nothing, or something of another kind, file or offset. A target
+/// that goes from one layout to the other maps these anew (and nothing else; protections change in place).
+pub fn mapped_anew(old: &[Vma], new: &MmLayout) -> PageSet {
+    let mut kept = PageSet::new();
+    let mut from = 0;
+    for vma in &new.vmas {
+        while old.get(from).is_some_and(|o| o.range.end <= vma.range.start) {
+            from += 1;
+        }
+        for before in old[from..].iter().take_while(|o| o.range.start < vma.range.end) {
+            if same_below(before, vma) {
+                let start = before.range.start.max(vma.range.start);
+                kept.insert(AddrRange::new(start, before.range.end.min(vma.range.end).max(start)));
+            }
+        }
+    }
+    private_ranges(new).subtract(&kept)
+}
+
 /// Hands the populated pages of one scan range to `each`, with or without the scan ioctl.
 pub(super) fn populated(
     map: &Pagemap,
@@ -121,7 +163,8 @@ pub(super) fn populated(
         return map.scan(range, &populated_query(class), each);
     }
     map.entries(range, |r| {
-        if !r.is.contains(PageIs::GUARD) && !(class == Class::Cow && r.is.contains(PageIs::FILE)) {
+        let files = class == Class::Cow && r.is.contains(PageIs::FILE);
+        if !files && !r.is.contains(PageIs::GUARD) {
             each(r);
         }
     })
@@ -133,7 +176,7 @@ pub(super) fn populated(
 pub fn content_pages(host_pid: i32, layout: &MmLayout) -> Result<PageSet, Error> {
     let map = open_pagemap(host_pid)?;
     let mut found = PageSet::new();
-    for (class, range) in scan_groups(layout) {
+    for (class, range) in scan_groups(layout, u64::MAX) {
         if matches!(class, Class::Anon | Class::Cow) {
             populated(&map, class, range, |r| found.insert(r.range))
                 .map_err(|e| scan_error(host_pid, range, e))?;

@@ -19,6 +19,7 @@
 pub mod chunk;
 pub mod content;
 pub mod digest;
+pub mod dirty;
 pub mod feed;
 pub mod filler;
 pub mod reader;
@@ -27,7 +28,7 @@ pub mod set;
 pub use chunk::{Chunk, Run};
 pub use content::Work;
 pub use filler::Filler;
-pub use reader::Reader;
+pub use reader::{Reader, all_content};
 pub use set::PageSet;
 
 use crate::base::{AddrRange, Failure, Kind};
@@ -143,6 +144,14 @@ pub enum Error {
         /// Why.
         source: Errno,
     },
+    /// A batch could not be run in a process.
+    #[error("cannot make process {pid} (host pid) set up tracking of its writes")]
+    Inject {
+        /// Pid on this host.
+        pid: i32,
+        /// Why.
+        source: Box<crate::remote::Error>,
+    },
     /// This kernel cannot track writes in the way asked for.
     #[error("this kernel cannot track writes: {0}")]
     NoTracker(&'static str),
@@ -166,3 +175,10 @@ impl From<Error> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod speed;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -140,6 +140,11 @@ impl Report {
         }
     }
 
+    /// Adds stages measured at the other end.
+    pub fn add_stages(&mut self, stages: &[(String, u64)]) {
+        self.stages.extend(stages.iter().map(|(name, us)| Stage { name: name.clone(), us: *us }));
+    }
+
     /// Ends the report with a failure; the outcome follows from its kind.
     pub fn fail(&mut self, failure: &Failure) {
         use crate::base::Kind;

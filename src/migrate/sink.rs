@@ -49,6 +49,14 @@ impl Sink {
         }
     }
 
+    /// Gives an image its name, complete and on disk.
+    pub fn finish_image(&mut self) -> Result<(), Failure> {
+        match self {
+            Sink::Peer(_) => Ok(()),
+            Sink::File { image, name } => image.finish().map_err(|e| e.failure(name)),
+        }
+    }
+
     /// Bytes sent so far.
     pub fn sent(&self) -> u64 {
         match self {

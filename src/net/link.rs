@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What was made on the host for a pod. It can be stored and read back, and then still undone.
 ///
@@ -117,6 +118,7 @@ impl Link {
 /// Makes the pod's link: `eth0` in `netns` with hardware address, address and routes, up; `lo` up. With `held` the
 /// [`super::Hold`] is engaged before `eth0` goes up, and a bridge port is not attached before [`release`] (unless the
 /// bridge runs the spanning tree protocol: then at once, since the port would wait; the hold stands all the same).
+/// Without `held` a `lan` pod is announced, too.
 ///
 /// # Errors
 /// As [`plan`], and what the kernel refuses; nothing is left behind then.
@@ -130,7 +132,11 @@ pub fn attach(spec: &NetSpec, netns: BorrowedFd<'_>, id: &PodId, held: bool) -> 
         }
         NetMode::Lan(on) => {
             let on = on.clone();
-            lan::attach(spec, &on, netns, id, held)
+            let link = lan::attach(spec, &on, netns, id, held)?;
+            if !held && let Err(error) = super::announce(&link, netns) {
+                tracing::warn!(%error, "the lan learns of the pod only when it asks");
+            }
+            Ok(link)
         }
         NetMode::Nat => nat::attach(spec, netns, id, held),
     }
@@ -161,17 +167,21 @@ pub fn detach(link: &Link) -> Result<(), Error> {
             first = result;
         }
     };
-    if let Some(host_if) = link.host_if() {
-        note(delete(host_if).map(drop));
-    }
     match &link.shape {
-        Shape::Nat { .. } => note(rules::remove(&link.id).map(drop)),
+        // The rules first: a device without hooks goes in half the time.
+        Shape::Nat { transit, .. } => {
+            note(rules::remove(&link.id).map(drop));
+            rules::forget_flows(*transit);
+        }
         Shape::Macvlan { .. } => {
             if let Some(netns) = &link.live.netns {
                 note(inside(netns.as_fd(), || delete(POD_IF)).map(drop));
             }
         }
         Shape::Port { .. } | Shape::Nothing => {}
+    }
+    if let Some(host_if) = link.host_if() {
+        note(delete(host_if).map(drop));
     }
     first
 }
@@ -196,6 +206,9 @@ fn delete(name: &str) -> Result<bool, Error> {
     open_route()?.del_link(name).map_err(Error::link(name))
 }
 
+/// How long a new veth may take to be ready, at most; microseconds as a rule.
+const SETTLE: Duration = Duration::from_millis(100);
+
 pub(super) fn open_route() -> Result<Route, Error> {
     Route::open().map_err(Error::link("this host"))
 }
@@ -206,6 +219,15 @@ pub(super) fn inside<T: Send>(
     f: impl FnOnce() -> Result<T, Error> + Send,
 ) -> Result<T, Error> {
     netlink::in_netns(netns, f).map_err(Error::link("the pod's namespace"))?
+}
+
+/// After both ends of a veth are up: the end that came first may lag, and what it sends first would be lost.
+pub(super) fn settle(route: &mut Route, host_if: &str) -> Result<(), Error> {
+    let host = super::lan::look_up(route, host_if)?;
+    if !route.settle(host.index, SETTLE).map_err(Error::link(host_if))? {
+        tracing::warn!(host_if, "the link is not ready; its first packets may be lost");
+    }
+    Ok(())
 }
 
 fn loopback_up(route: &mut Route) -> Result<(), Error> {
@@ -238,7 +260,7 @@ pub(super) fn set_up_inside(what: &Inside) -> Result<(), Error> {
     }
     let index = POD_IFINDEX;
     route.set_up(index).map_err(Error::link(POD_IF))?;
-    if let IpAddr::V6(_) = what.addr {
+    if what.addr.is_ipv6() {
         // Routers and neighbours expect every v6 node to have one; the kernel makes none (addr_gen_mode none).
         let local = IpAddr::V6(link_local(what.mac));
         route.add_addr(index, local, 64).map_err(Error::link(POD_IF))?;

@@ -19,6 +19,9 @@
 //!   for both halves of the swap.
 //! - NAT inside the pod's namespace: its conntrack entries would be one more thing to carry in a move.
 
+mod announce;
+mod arp;
+mod capture;
 mod error;
 mod hold;
 mod lan;
@@ -26,14 +29,20 @@ mod link;
 mod nat;
 mod plan;
 mod ports;
+mod probe;
 mod rules;
+#[cfg(test)]
+mod tests;
 
+pub use announce::{Announcer, REPEATS, announce};
+pub use capture::{Capture, Frame, MAX_BYTES, MAX_FRAMES, Replayed, Replayer, replay};
 pub use error::Error;
 pub use hold::{Engaged, Hold};
 pub use link::{Link, Shape, attach, detach, release, sweep};
 pub use nat::{GATEWAY, INSIDE};
 pub use plan::{mac_for, plan};
 pub use ports::{PublishedPort, port_free};
+pub use probe::{Answer, Probe, address_answers};
 
 /// Name of the pod's link inside.
 pub const POD_IF: &str = "eth0";

@@ -1,11 +1,11 @@
 //! `nat`: a routed veth. The address inside is the same in every pod; on the host a transit address stands for it.
 
-use super::lan::{look_up, taken};
-use super::link::{Inside, Shape, host_if_name, inside, no_v6, open_route, set_up_inside};
-use super::{Error, Link, POD_IF, POD_IFINDEX, detach, ports, rules};
+use super::lan::{look_up, make_veth};
+use super::link::{Inside, Shape, host_if_name, inside, no_v6, open_route, set_up_inside, settle};
+use super::{Error, Link, detach, ports, rules};
 use crate::base::PodId;
 use crate::base::spec::NetSpec;
-use crate::kernel::netlink::{self, End, NewRoute, Route};
+use crate::kernel::netlink::{self, NewRoute, Route};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 
@@ -46,10 +46,8 @@ pub(super) fn attach(
     let mac = spec.mac.unwrap_or_else(|| super::mac_for(id));
     let mut route = open_route()?;
     let host_if = host_if_name(id);
-    let host = End { name: &host_if, mac: Some(GATEWAY_MAC), index: None, netns: None };
-    let eth0 = End { name: POD_IF, mac: Some(mac), index: Some(POD_IFINDEX), netns: Some(netns) };
     let mtu = uplink_mtu(&mut route)?;
-    route.add_veth(&host, &eth0, mtu).map_err(|e| taken(e, &host_if))?;
+    make_veth(netns, mac, &host_if, Some(GATEWAY_MAC), mtu)?;
     let mut link = Link::new(id, spec, Shape::Nat { host_if, transit: Ipv4Addr::UNSPECIFIED });
     match finish(&mut route, &mut link, mac, netns, held) {
         Ok(()) => {
@@ -100,7 +98,8 @@ fn finish(
         mac,
         held,
     };
-    inside(netns, || set_up_inside(&inner))
+    inside(netns, || set_up_inside(&inner))?;
+    settle(route, host_if)
 }
 
 /// Routes a free transit address to the link. The kernel is the register: a second route to the same address is refused.

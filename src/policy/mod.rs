@@ -2,4 +2,5 @@
 
 pub mod handover;
 pub mod hosts;
+pub mod rounds;
 pub mod values;

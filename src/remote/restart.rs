@@ -20,6 +20,11 @@ const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 /// Not in the libc crate.
 const SYS_IO_PGETEVENTS: i64 = 333;
+/// What the kernel turns a −516 call into when it restarts it: the number of the call is lost, its arguments are not.
+pub const RESTART_SYSCALL: i64 = 219;
+/// Calls that answer −516 (kernel/futex, kernel/time, fs/select.c).
+const RESTART_BLOCK: [i64; 4] =
+    [libc::SYS_poll, libc::SYS_nanosleep, libc::SYS_futex, libc::SYS_clock_nanosleep];
 /// Length of `syscall`.
 const SYSCALL_LEN: u64 = 2;
 
@@ -106,11 +111,14 @@ pub fn has_temporary_mask(regs: &Regs) -> bool {
 /// Without one: rewound. With one: what the kernel would do at its delivery, where that is known (−514, −516 → EINTR, −513 → again);
 /// for −512 as found, `orig_rax` kept, so that the kernel there decides by SA_RESTART as it would have here.
 pub fn portable(regs: &Regs, handler_waits: bool) -> Regs {
-    if !handler_waits || has_temporary_mask(regs) {
+    let unknown = regs.orig_rax as i64 == RESTART_SYSCALL && judge(regs) != Verdict::Done;
+    if !unknown && (!handler_waits || has_temporary_mask(regs)) {
         return rewound(regs);
     }
     let mut out = *regs;
     match judge(regs) {
+        // Not known which call it was: EINTR is an answer each of them may give.
+        Verdict::Kernel(_) if regs.orig_rax as i64 == RESTART_SYSCALL => out.rax = EINTR as u64,
         Verdict::Kernel(ERESTARTSYS) => return out,
         Verdict::Kernel(ERESTARTNOINTR) => return rewound(regs),
         Verdict::Kernel(_) => out.rax = EINTR as u64,
@@ -118,6 +126,48 @@ pub fn portable(regs: &Regs, handler_waits: bool) -> Regs {
     }
     out.orig_rax = u64::MAX;
     out
+}
+
+/// Which call a thread is in whose registers say `restart_syscall`: it was stopped before (by a pause, a debugger, SIGSTOP), and the kernel keeps
+/// the call where nobody can read it. Found in the code (`mov $NR, %eax` before `syscall`; `code` ends there), else by its arguments:
+/// `word` reads the program's memory. None when in doubt.
+pub fn original_call(regs: &Regs, code: &[u8], word: impl Fn(u64) -> Option<u64>) -> Option<i64> {
+    const MOV_EAX: u8 = 0xb8;
+    let plausible: Vec<i64> = RESTART_BLOCK.into_iter().filter(|&nr| fits(nr, regs, &word)).collect();
+    let loaded = code.windows(5).rev().find_map(|w| {
+        let nr = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
+        (w[0] == MOV_EAX && RESTART_BLOCK.contains(&nr)).then_some(nr)
+    });
+    match (loaded, plausible.as_slice()) {
+        (Some(nr), all) if all.contains(&nr) => Some(nr),
+        (_, [nr]) => Some(*nr),
+        _ => None,
+    }
+}
+
+/// Whether the argument registers make sense for `nr`.
+fn fits(nr: i64, regs: &Regs, word: &impl Fn(u64) -> Option<u64>) -> bool {
+    let time = |at: u64| {
+        // A time of more than 136 years is none.
+        matches!((word(at), word(at.wrapping_add(8))), (Some(s), Some(ns)) if s < 1 << 32 && ns < 1_000_000_000)
+    };
+    match nr {
+        // man 2 poll: fds, nfds, timeout in ms: an int, as no pointer to a stack or heap is.
+        libc::SYS_poll => {
+            let int = regs.rdx >> 32 == 0 || regs.rdx as i64 == -1;
+            int && regs.rsi <= 1 << 20 && (regs.rsi == 0 || word(regs.rdi).is_some()) && regs.rdx as i32 >= -1
+        }
+        // Only relative sleeps: an absolute one answers −514.
+        libc::SYS_clock_nanosleep => regs.rdi as i32 <= 11 && regs.rsi as i32 == 0 && time(regs.rdx),
+        libc::SYS_nanosleep => time(regs.rdi) && (regs.rsi == 0 || word(regs.rsi).is_some()),
+        libc::SYS_futex => {
+            let flags = libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME;
+            let command = regs.rsi as i32 & !flags;
+            let waits = matches!(command, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET);
+            waits && regs.rdi.is_multiple_of(4) && word(regs.rdi & !7).is_some() && time(regs.r10)
+        }
+        _ => false,
+    }
 }
 
 /// Registers in which a call of the EINTR kind that was rewound has been interrupted, when a handler waits after all.
@@ -205,6 +255,37 @@ mod tests {
         assert_eq!(place(&portable(&at(libc::SYS_epoll_wait, -4), true)), (-4, 0x1002, -1));
         let ppoll = at(libc::SYS_ppoll, -514);
         assert_eq!(place(&portable(&ppoll, true)), (libc::SYS_ppoll, 0x1000, -1));
+    }
+
+    #[test]
+    fn a_restarted_call_is_found_again() {
+        // Memory: a timespec and a pollfd.
+        let (time, fds) = (0x7f00_0000_0100, 0x7f00_0000_0200);
+        let word = |at: u64| match at {
+            0x7f00_0000_0100 => Some(1),
+            0x7f00_0000_0108 => Some(500),
+            0x7f00_0000_0200 => Some(1 << 32 | 5),
+            _ => None,
+        };
+        let with = |rdi: u64, rsi: u64, rdx: u64, r10: u64| {
+            let mut r = at(RESTART_SYSCALL, -516);
+            (r.rdi, r.rsi, r.rdx, r.r10) = (rdi, rsi, rdx, r10);
+            r
+        };
+        let clock = with(1, 0, time, 0);
+        assert_eq!(original_call(&clock, &[], word), Some(libc::SYS_clock_nanosleep));
+        assert_eq!(original_call(&with(fds, 1, 50, time), &[], word), Some(libc::SYS_poll));
+        assert_eq!(original_call(&with(time, 0x80, 1, time), &[], word), None, "futex or poll");
+        let code = [0x90, 0xb8, 202, 0, 0, 0, 0x90];
+        assert_eq!(original_call(&with(time, 0x80, 1, time), &code, word), Some(libc::SYS_futex));
+        assert_eq!(
+            original_call(&clock, &code, word),
+            Some(libc::SYS_clock_nanosleep),
+            "the code is not its own"
+        );
+        assert_eq!(original_call(&with(time, 0, 0, 0), &[], word), None, "nanosleep, or poll of nothing");
+        // In doubt a copy answers EINTR.
+        assert_eq!(place(&portable(&at(RESTART_SYSCALL, -516), false)), (-4, 0x1002, -1));
     }
 
     #[test]

@@ -186,8 +186,9 @@ impl Drop for Running {
         while let Ok(Some(event)) = next_event(self.tid, end.saturating_duration_since(Instant::now())) {
             match self.absorb(event) {
                 Ok(None) => {}
-                Ok(Some(_)) => {
-                    let _ = kernel::detach(self.tid, 0);
+                Ok(Some(why)) => {
+                    // Its own drop lets go; this stop is no more to be seen than any other.
+                    let _ = Stopped::new(self.tid, why, Fate::Detach).hide_stop();
                     return;
                 }
                 Err(_) => return,
@@ -228,6 +229,8 @@ pub struct Stopped {
     tid: i32,
     why: Why,
     fate: Fate,
+    /// Signal of the job-control stop it was found in; batches go on in spite of it.
+    group_stop: Option<i32>,
     mem: OnceCell<Mem>,
     /// A SIGSTOP that came in a batch: sent again when it is let go.
     pub(super) resend_stop: bool,
@@ -238,7 +241,19 @@ pub struct Stopped {
 
 impl Stopped {
     fn new(tid: i32, why: Why, fate: Fate) -> Self {
-        Self { tid, why, fate, mem: OnceCell::new(), resend_stop: false, rewound: false, local: PhantomData }
+        let mem = OnceCell::new();
+        let mut stopped = Self {
+            tid,
+            why,
+            fate,
+            group_stop: None,
+            mem,
+            resend_stop: false,
+            rewound: false,
+            local: PhantomData,
+        };
+        stopped.set_why(why);
+        stopped
     }
 
     /// Host thread id.
@@ -253,14 +268,17 @@ impl Stopped {
 
     pub(super) fn set_why(&mut self, why: Why) {
         self.why = why;
+        match why {
+            Why::GroupStop(signal) => self.group_stop = Some(signal),
+            // The kernel would say if the stop were still in force.
+            Why::Interrupted => self.group_stop = None,
+            Why::Marker | Why::Event(_) => {}
+        }
     }
 
-    /// The signal of the job-control stop it stands in, if any.
+    /// The signal of the job-control stop it goes back to when let go, if any.
     pub fn group_stop(&self) -> Option<i32> {
-        match self.why {
-            Why::GroupStop(signal) => Some(signal),
-            _ => None,
-        }
+        self.group_stop
     }
 
     /// Sets what dropping it does.
@@ -336,13 +354,29 @@ impl Stopped {
     /// Registers with which it can go on anywhere, to be written exactly as they are, `orig_rax` included: a call is made again,
     /// an rseq critical section is aborted, and a signal with a handler that waits now is taken as the kernel would have let it.
     pub fn portable_regs(&self) -> Result<Regs> {
-        let regs = self.regs()?;
+        let regs = self.call_regs(self.regs()?)?;
         let handler_waits = restart::judge(&regs) != Verdict::Done && self.status()?.deliverable() != 0;
         let mut out = restart::portable(&regs, handler_waits);
         if out.orig_rax == u64::MAX {
             out.rip = self.rseq_aborted(out.rip)?;
         }
         Ok(out)
+    }
+
+    /// `regs` with the number of the call in `orig_rax`, where the kernel had made `restart_syscall` of it and the number can be found.
+    pub(super) fn call_regs(&self, mut regs: Regs) -> Result<Regs> {
+        const BEFORE: usize = 24;
+        if regs.orig_rax as i64 != restart::RESTART_SYSCALL || restart::judge(&regs) == Verdict::Done {
+            return Ok(regs);
+        }
+        let mem = self.mem()?;
+        let mut code = [0; BEFORE];
+        let start = regs.rip.wrapping_sub(2 + BEFORE as u64);
+        let code = if mem.read(start, &mut code).is_ok() { &code[..] } else { &[] };
+        if let Some(nr) = restart::original_call(&regs, code, |at| mem.word(at).ok()) {
+            regs.orig_rax = nr as u64;
+        }
+        Ok(regs)
     }
 
     /// `rip`, or the abort handler when it lies in the rseq critical section in force (`struct rseq_cs`, linux/rseq.h).

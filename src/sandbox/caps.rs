@@ -1,5 +1,6 @@
 //! Capabilities a pod's processes may have (capabilities(7)).
 
+use super::Error;
 use caps::Capability;
 
 /// Highest capability number a bounding set can name; dropping one the kernel does not know is harmless (EINVAL).
@@ -31,6 +32,14 @@ pub fn default_set() -> u64 {
 pub fn bounding(privileged: bool) -> u64 {
     let wanted = if privileged { u64::MAX } else { default_set() };
     wanted & own_bounding()
+}
+
+/// Empties the calling thread's inheritable and ambient sets.
+pub fn drop_inheritable() -> Result<(), Error> {
+    for set in [caps::CapSet::Ambient, caps::CapSet::Inheritable] {
+        caps::clear(None, set).map_err(|e| Error::Caps(e.to_string()))?;
+    }
+    Ok(())
 }
 
 /// The capabilities this process may hand on.

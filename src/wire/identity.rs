@@ -52,15 +52,17 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Loads the key in `dir/host.key`, making it first if it is not there.
-    pub fn load(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("host.key");
+    /// Loads the key at `path`, making it first if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be read or made, or is no Ed25519 key.
+    pub fn load(path: &Path) -> Result<Self, Error> {
         let file = |doing, source| Error::File { doing, path: path.display().to_string(), source };
-        let der = match std::fs::read(&path) {
+        let der = match std::fs::read(path) {
             Ok(der) => der,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                create(dir, &path).map_err(|e| file("make the host key", e))?;
-                std::fs::read(&path).map_err(|e| file("read", e))?
+                create(path).map_err(|e| file("make the host key", e))?;
+                std::fs::read(path).map_err(|e| file("read", e))?
             }
             Err(e) => return Err(file("read", e)),
         };
@@ -81,7 +83,8 @@ impl Identity {
 }
 
 /// Makes the key under a temporary name and links it in place, so that two racing processes agree on one.
-fn create(dir: &Path, path: &Path) -> std::io::Result<()> {
+fn create(path: &Path) -> std::io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(dir)?;
     let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(std::io::Error::other)?;
     let temp = dir.join(format!(".host.key.{}", std::process::id()));
@@ -103,12 +106,13 @@ mod tests {
     #[test]
     fn the_key_is_made_once_and_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let a = Identity::load(dir.path()).unwrap();
-        let b = Identity::load(dir.path()).unwrap();
+        let path = dir.path().join("host.key");
+        let a = Identity::load(&path).unwrap();
+        let b = Identity::load(&path).unwrap();
         assert_eq!(a.fingerprint, b.fingerprint);
         assert_eq!(Fingerprint::parse(&a.fingerprint.to_string()), Some(a.fingerprint));
         use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::metadata(dir.path().join("host.key")).unwrap().permissions().mode();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(Fingerprint::parse("+1"), None);
     }

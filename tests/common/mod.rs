@@ -2,7 +2,9 @@
 
 #![allow(dead_code)]
 
+pub mod clients;
 pub mod lab;
+pub mod steps;
 
 use std::time::{Duration, Instant};
 

@@ -7,7 +7,7 @@ use clap::{CommandFactory, Parser};
 
 fn meant(line: &[&str]) -> Result<Request, Failure> {
     let cli = Cli::try_parse_from([&["podmig"], line].concat()).map_err(|e| usage("clap", e.to_string()))?;
-    request(cli.command, "/work")
+    request(cli.command, "/home/me")
 }
 
 fn refused(line: &[&str]) -> String {
@@ -34,8 +34,8 @@ fn start_with_every_flag() {
     assert_eq!(w.net, Some(NetMode::Nat));
     assert_eq!((w.publish.len(), w.tty, w.fg, w.env_host), (2, Some(true), Some(true), Some(true)));
     assert_eq!(w.env, vec![("A".into(), Some("1".into())), ("B".into(), None)]);
-    assert_eq!(w.workdir.as_deref(), Some("/work/sub"));
-    assert_eq!(w.volumes[1].dir, "/work/rel");
+    assert_eq!(w.workdir.as_deref(), Some("/home/me/sub"));
+    assert_eq!(w.volumes[1].dir, "/home/me/rel");
     assert_eq!((w.memory, w.cpus, w.pids), (Some(1 << 30), Some(2.0), Some(9)));
     assert_eq!((w.start_type, w.restart), (Some(StartType::Notify), Some(Restart::Always)));
     assert_eq!(w.grace, Some(Duration::from_secs(1)));
@@ -168,7 +168,7 @@ fn the_other_verbs() {
     else {
         panic!()
     };
-    assert_eq!((e.tty, e.workdir.as_deref(), e.cmd.len()), (true, Some("/work/d"), 3));
+    assert_eq!((e.tty, e.workdir.as_deref(), e.cmd.len()), (true, Some("/home/me/d"), 3));
 }
 
 #[test]

@@ -16,9 +16,16 @@ fn layouts_are_told_apart() {
     let h = Hierarchies::parse(HYBRID);
     assert_eq!(h.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
     assert_eq!(h.v1["cpu"], h.v1["cpuacct"]);
-    assert_eq!(h.v1.keys().collect::<Vec<_>>(), ["cpu", "cpuacct", "freezer"]);
+    assert_eq!(h.v1.keys().collect::<Vec<_>>(), ["cpu", "cpuacct", "freezer", "systemd"]);
     let pure = Hierarchies::parse("30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n");
     assert_eq!((pure.v2.is_some(), pure.v1.len()), (true, 0));
+}
+
+#[test]
+fn the_root_of_a_hierarchy_is_known() {
+    let text = "12:memory:/user.slice\n5:cpu,cpuacct:/\n0::/user.slice\n";
+    assert!(!in_root(text, "memory"));
+    assert!(in_root(text, "cpu") && in_root(text, "pids"));
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod places;
 mod record;
 
 pub use places::{Places, make_dir};
-pub use record::{ProcId, Record, SCHEMA, Status};
+pub use record::{MoveMark, ProcId, Record, SCHEMA, Status};
 
 use crate::base::spec::PodSpec;
 use crate::base::{Failure, Kind, PodId, PodName};
@@ -93,6 +93,9 @@ impl From<Error> for Failure {
             Error::Here { name, status } if status.is_ended() => {
                 Failure::new(Kind::Failed, name.as_str(), text)
                     .remedy(format!("`podmig start {name}` starts it again"))
+            }
+            Error::Here { name, status: Status::Checkpointed } => {
+                Failure::new(Kind::Failed, name.as_str(), text).remedy("`podmig restore FILE` brings it back")
             }
             Error::Here { name, .. } => {
                 Failure::new(Kind::Refused, name.as_str(), text).remedy(format!("`podmig stop {name}` first"))
@@ -205,6 +208,26 @@ impl Store {
         write_atomic(&path, &text).map_err(io_error("write", &path))
     }
 
+    /// As [`Store::save`], without waiting for the disk: a reader sees the old or the new one, a power cut may leave
+    /// the old one. For what a power cut ends anyway.
+    pub fn save_unsynced(&self, record: &Record) -> Result<(), Error> {
+        make_dir(&self.places.dir(&record.spec.id))?;
+        let path = self.places.record(&record.spec.id);
+        let text = serde_json::to_vec_pretty(record)
+            .map_err(|e| Error::Damaged { path: path.clone(), reason: e.to_string() })?;
+        write_unsynced(&path, &text).map_err(io_error("write", &path))
+    }
+
+    /// Makes what [`Store::save_unsynced`] wrote last outlive a power cut.
+    pub fn sync(&self, id: &PodId) -> Result<(), Error> {
+        let path = self.places.record(id);
+        let synced = || {
+            File::open(&path)?.sync_all()?;
+            File::open(self.places.dir(id))?.sync_all()
+        };
+        gone(synced()).map_err(io_error("write", &path))
+    }
+
     /// Takes the lock on names; waits for whoever has it (they hold it for a few file operations).
     pub fn lock_names(&self) -> Result<NamesLock, Error> {
         make_dir(&self.pods())?;
@@ -231,7 +254,7 @@ impl Store {
         self.sweep_void()?;
         self.name_free(&spec.name, &spec.id)?;
         let record = Record::new(spec.clone(), Status::Running);
-        self.save(&record)?;
+        self.save_unsynced(&record)?;
         Ok(record)
     }
 
@@ -261,6 +284,9 @@ impl Store {
         if let Some(e) = elsewhere(&before) {
             return Err(e);
         }
+        if before.status == Status::Checkpointed {
+            return Err(Error::Here { name: before.spec.name, status: before.status });
+        }
         if !before.status.is_ended() {
             return Err(Error::NameTaken { name: before.spec.name, status: before.status });
         }
@@ -279,13 +305,18 @@ impl Store {
         }
     }
 
+    /// Removes the record of a pod, and so frees its name; what else there is of it stays until [`Store::remove`].
+    pub fn forget(&self, id: &PodId) -> Result<(), Error> {
+        let record = self.places.record(id);
+        gone(fs::remove_file(&record)).map_err(io_error("remove", &record))
+    }
+
     /// Removes all this host knows of a pod: record, log, journal, socket. Twice is harmless.
     pub fn remove(&self, id: &PodId) -> Result<(), Error> {
         let socket = self.places.socket(id);
         gone(fs::remove_file(&socket)).map_err(io_error("remove", &socket))?;
         // The record first: a crash between leaves a directory without a pod, not a pod without a log.
-        let record = self.places.record(id);
-        gone(fs::remove_file(&record)).map_err(io_error("remove", &record))?;
+        self.forget(id)?;
         let dir = self.places.dir(id);
         gone(fs::remove_dir_all(&dir)).map_err(io_error("remove", &dir))
     }
@@ -349,15 +380,26 @@ fn gone(r: io::Result<()>) -> io::Result<()> {
 
 /// Writes a file whole or not at all: temporary file beside it, fsync, rename, fsync of the directory (mode 0600).
 pub fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
+    write_whole(path, content, true)
+}
+
+/// As [`write_atomic`], without the fsyncs.
+pub fn write_unsynced(path: &Path, content: &[u8]) -> io::Result<()> {
+    write_whole(path, content, false)
+}
+
+fn write_whole(path: &Path, content: &[u8], sync: bool) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let tmp = dir.join(format!(".{name}.{}", std::process::id()));
     let written = (|| {
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&tmp)?;
         file.write_all(content)?;
-        file.sync_all()?;
+        if sync {
+            file.sync_all()?;
+        }
         fs::rename(&tmp, path)?;
-        File::open(dir)?.sync_all()
+        if sync { File::open(dir)?.sync_all() } else { Ok(()) }
     })();
     if written.is_err() {
         let _ = fs::remove_file(&tmp);

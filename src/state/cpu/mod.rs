@@ -1,6 +1,7 @@
 //! A thread's registers, extended state, and the per-thread kernel pointers set up by its C library.
 
 pub mod collect;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,7 @@
 //! Anonymous descriptors: eventfd, epoll, signalfd, timerfd.
 
 pub mod collect;
+pub mod restore;
 
 use super::fd::FileId;
 use super::timer::Itimer;

@@ -6,6 +6,7 @@ mod sockets;
 pub(crate) mod table;
 
 pub use crate::state::inet::collect::{RepairedSocket, unrepair};
+pub(crate) use check::{Class, class};
 pub(crate) use sockets::{Sockets, same_netns_cookie};
 
 use super::error::Error;
@@ -14,7 +15,7 @@ use crate::base::Blocker;
 use crate::kernel::descr;
 use crate::state::object::collect::ObjectTable;
 use crate::state::{event, file, inet, pipe, unix};
-use check::Class;
+use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use table::Table;
@@ -91,7 +92,7 @@ impl<'a> Scan<'a> {
         while next < table.descs.len() {
             let id = FileId(next as u32);
             next += 1;
-            if check::class(&table, id)? == Class::Unix {
+            if class(&table, id)? == Class::Unix {
                 queues.read(&mut table, id, &sockets)?;
             }
         }
@@ -112,13 +113,21 @@ impl<'a> Scan<'a> {
     /// Reads everything. The sockets of [`tcp_sockets`](Self::tcp_sockets) are in repair afterwards, also after an error.
     pub fn finish(mut self, objects: &mut ObjectTable) -> Result<Collected, Error> {
         let mut out = Collected::default();
+        let mut tcp = self.tcp()?;
         let mut pipes = pipe::collect::Pipes::default();
         for id in self.table.ids() {
-            let kind = self.kind(id, objects, &mut pipes, &mut out)?;
+            let kind = match tcp.remove(&id) {
+                Some((socket, warnings)) => {
+                    out.kept += usize::from(matches!(socket.state, inet::TcpState::Linked { .. }));
+                    out.warnings.extend(warnings);
+                    FileKind::Tcp(socket)
+                }
+                None => self.kind(id, objects, &mut pipes, &mut out)?,
+            };
             let owner = self.owner(id, &mut out.warnings)?;
             out.files.push(OpenFile { flags: self.table.desc(id).info.flags, owner, kind });
         }
-        out.lost = self.sockets.lost()?;
+        out.lost = self.sockets.lost(&out.files)?;
         if out.lost > 0 {
             out.warnings.push(format!(
                 "{} TCP connection(s) not yet accepted or already closed cannot go along",
@@ -129,6 +138,18 @@ impl<'a> Scan<'a> {
         Ok(out)
     }
 
+    /// All TCP sockets; connections are in repair from now on.
+    fn tcp(&self) -> Result<inet::collect::Read, Error> {
+        let saved = self.repaired.iter().map(|r| (FileId(r.file), *r)).collect();
+        let mut ids = Vec::new();
+        for id in self.table.ids() {
+            if class(&self.table, id)? == Class::Tcp {
+                ids.push(id);
+            }
+        }
+        inet::collect::tcp_all(&self.table, &ids, &saved)
+    }
+
     fn kind(
         &mut self,
         id: FileId,
@@ -137,7 +158,7 @@ impl<'a> Scan<'a> {
         out: &mut Collected,
     ) -> Result<FileKind, Error> {
         let desc = self.table.desc(id);
-        Ok(match check::class(&self.table, id)? {
+        Ok(match class(&self.table, id)? {
             Class::File => {
                 if let Some(object) = object(&self.table, id, objects)? {
                     let locks = file::collect::locks(desc);
@@ -162,27 +183,20 @@ impl<'a> Scan<'a> {
             Class::Unix => {
                 let (table, sockets) = (&self.table, &self.sockets);
                 FileKind::Unix(self.queues.socket(table, id, sockets, &mut out.warnings)?)
-            },
-            Class::Tcp => {
-                let saved = self.repaired.iter().find(|r| r.file == id.0);
-                let socket = inet::collect::tcp(&self.table, id, saved, &mut out.warnings)?;
-                out.kept += usize::from(matches!(socket.state, inet::TcpState::Linked { .. }));
-                FileKind::Tcp(socket)
             }
-            Class::Udp => {
-                FileKind::Udp(inet::collect::udp(&self.table, id, &mut out.warnings)?)
-            }
-            Class::Other(name) => {
-                // `check::all` refuses these; only one that came up since could get here.
-                return Err(Error::Blocked(vec![check::blocker(desc, name, "", "")]));
-            }
+            Class::Udp => FileKind::Udp(inet::collect::udp(&self.table, id, &mut out.warnings)?),
+            // `check::all` refuses these, and TCP was read before.
+            Class::Other(name) => return Err(Error::Blocked(vec![check::blocker(desc, name, "", "")])),
+            Class::Tcp => return Err(Error::fd("reading a TCP socket", desc.at)(Errno::ENOENT)),
         })
     }
 
     /// `F_GETOWN_EX` and `F_GETSIG`, the pid as the pod sees it.
     fn owner(&self, id: FileId, warnings: &mut Vec<String>) -> Result<(i32, i32, i32), Error> {
         let desc = self.table.desc(id);
-        if desc.is_path() {
+        // Nothing else ever sends SIGIO (leases are refused).
+        let sends = matches!(desc.file_type(), libc::S_IFSOCK | libc::S_IFIFO);
+        if desc.is_path() || !sends {
             return Ok((0, 0, 0));
         }
         let fd = self.table.borrow(id)?;

@@ -91,10 +91,7 @@ impl Error {
         move |source| Error::Host { call, source }
     }
     /// For `map_err` of a call that rebuilds something; `what` is only made when it failed.
-    pub(crate) fn restore(
-        call: &'static str,
-        what: impl FnOnce() -> String,
-    ) -> impl FnOnce(Errno) -> Self {
+    pub(crate) fn restore(call: &'static str, what: impl FnOnce() -> String) -> impl FnOnce(Errno) -> Self {
         move |source| Error::Restore { call, what: what(), source }
     }
     /// A contradiction in the image.
@@ -107,8 +104,9 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Blocked(blockers) => Failure::refused("", blockers),
-            Error::Differs { path, reason } => Failure::new(Kind::Refused, path, reason)
-                .remedy("make the file the same on both hosts"),
+            Error::Differs { path, reason } => {
+                Failure::new(Kind::Refused, path, reason).remedy("make the file the same on both hosts")
+            }
             other => {
                 let mut text = other.to_string();
                 let mut source = std::error::Error::source(&other);

@@ -1,6 +1,6 @@
 //! Files with a name: whether the path still leads to them from the pod's root, and the locks on them.
 
-use super::{FileLock, Inode, LockKind, PathFile};
+use super::{DEVICES, FileLock, Inode, LockKind, PathFile};
 use crate::base::Blocker;
 use crate::kernel::fdinfo::LockType;
 use crate::state::fd::collect::table::Desc;
@@ -10,15 +10,6 @@ use nix::sys::stat::{FileStat, fstat};
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-
-/// Character devices that hold no state: (major, minor, path).
-pub(crate) const DEVICES: [(u32, u32, &str); 5] = [
-    (1, 3, "/dev/null"),
-    (1, 5, "/dev/zero"),
-    (1, 7, "/dev/full"),
-    (1, 8, "/dev/random"),
-    (1, 9, "/dev/urandom"),
-];
 
 /// Major numbers of terminals: tty and console, ptmx, pseudo-terminals.
 fn is_terminal(major: u32) -> bool {
@@ -73,7 +64,8 @@ pub(crate) fn check(desc: &Desc, root: BorrowedFd) -> Option<Blocker> {
         Err(Errno::ENOENT | Errno::ENOTDIR) => blocker(
             desc,
             "hard-link",
-            "the name it was opened under is gone, another name of it is left".into(),
+            "the name it was opened under is gone or another file's now, and another name of it is left"
+                .into(),
             "give it the name back, or let the program open it again",
         ),
         Err(e) => blocker(desc, "file", format!("the pod's path to it does not resolve: {e}"), "close it"),

@@ -1,8 +1,18 @@
 //! Files with a name: regular files, directories, harmless devices.
 
 pub mod collect;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
+
+/// Character devices that hold no state: (major, minor, path).
+pub(crate) const DEVICES: [(u32, u32, &str); 5] = [
+    (1, 3, "/dev/null"),
+    (1, 5, "/dev/zero"),
+    (1, 7, "/dev/full"),
+    (1, 8, "/dev/random"),
+    (1, 9, "/dev/urandom"),
+];
 
 /// What kind of inode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -35,7 +45,7 @@ pub struct PathFile {
 }
 
 /// A lock held through this description.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct FileLock {
     /// Which call made it.
     pub kind: LockKind,

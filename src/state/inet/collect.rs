@@ -4,13 +4,14 @@
 mod tcp;
 mod udp;
 
-pub(crate) use tcp::tcp;
+pub(crate) use tcp::{Read, tcp_all};
 pub(crate) use udp::udp;
 
 use crate::base::Blocker;
 use crate::kernel::tcp_repair::{self, state};
 use crate::kernel::{pidfd, sock};
 use crate::state::fd::collect::table::{Desc, Table};
+use crate::state::fd::collect::{Class, class};
 use crate::state::fd::error::Error;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -74,24 +75,18 @@ pub(crate) fn to_repair(table: &Table) -> Result<Vec<RepairedSocket>, Error> {
     let mut found = Vec::new();
     for id in table.ids() {
         let desc = table.desc(id);
-        if desc.file_type() != libc::S_IFSOCK || desc.is_path() {
+        if class(table, id)? != Class::Tcp {
             continue;
         }
         let fd = table.borrow(id)?;
-        // TCP_INFO is refused by every other protocol; MPTCP was refused before.
-        let Ok(info) = tcp_repair::info(&fd) else { continue };
+        let info = tcp_repair::info(&fd).map_err(Error::fd("getsockopt(2) TCP_INFO", desc.at))?;
         if !is_linked(info.state) {
             continue;
         }
         let reuse = sock::get_i32(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR);
         let reuse = reuse.map_err(Error::fd("getsockopt(2) SO_REUSEADDR", desc.at))?;
         // A socket left in repair by an attempt that died reads 2, and its own value is lost: servers set it.
-        found.push(RepairedSocket {
-            file: id.0,
-            host_pid: desc.at.0,
-            fd: desc.at.1,
-            reuseaddr: reuse != 0,
-        });
+        found.push(RepairedSocket { file: id.0, host_pid: desc.at.0, fd: desc.at.1, reuseaddr: reuse != 0 });
     }
     Ok(found)
 }

@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub(crate) mod options;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};

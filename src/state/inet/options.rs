@@ -46,7 +46,7 @@ pub(crate) const SO_BUF_LOCK: i32 = 72;
 /// Filters and filter locks come last.
 pub(crate) const SO_LOCK_FILTER: i32 = libc::SO_LOCK_FILTER;
 
-/// asm-generic/socket.h.
+/// asm-generic/socket.h. Each row costs a call per socket while the pod stands still: only what matters there.
 const SOCKET: &[Row] = &[
     (SOL, libc::SO_SNDBUF, Never(4)),
     (SOL, libc::SO_RCVBUF, Never(4)),
@@ -59,12 +59,10 @@ const SOCKET: &[Row] = &[
     (SOL, libc::SO_LINGER, Zeros(8)),
     (SOL, libc::SO_REUSEADDR, Int(0)),
     (SOL, libc::SO_DONTROUTE, Int(0)),
-    (SOL, libc::SO_BROADCAST, Int(0)),
     (SOL, libc::SO_PEEK_OFF, Int(-1)),
     (SOL, libc::SO_TIMESTAMP, Int(0)),
     (SOL, libc::SO_TIMESTAMPNS, Int(0)),
     (SOL, libc::SO_TIMESTAMPING, Int(0)),
-    (SOL, libc::SO_RXQ_OVFL, Int(0)),
     (SOL, SO_LOCK_FILTER, Int(0)),
 ];
 
@@ -78,7 +76,6 @@ const INET: &[Row] = &[
     (SOL, libc::SO_REUSEPORT, Int(0)),
     (SOL, libc::SO_KEEPALIVE, Int(0)),
     (SOL, libc::SO_OOBINLINE, Int(0)),
-    (SOL, libc::SO_NO_CHECK, Int(0)),
     (SOL, libc::SO_BINDTODEVICE, Empty(16)),
     (SOL, libc::SO_MAX_PACING_RATE, Ones(8)),
     (SOL, libc::SO_ZEROCOPY, Int(0)),
@@ -91,10 +88,6 @@ const INET: &[Row] = &[
     (IP, libc::IP_BIND_ADDRESS_NO_PORT, Int(0)),
     (IP, 51, Int(0)), // IP_LOCAL_PORT_RANGE
     (IP, libc::IP_RECVERR, Int(0)),
-    (IP, libc::IP_PKTINFO, Int(0)),
-    (IP, libc::IP_RECVTTL, Int(0)),
-    (IP, libc::IP_RECVTOS, Int(0)),
-    (IP, libc::IP_RECVORIGDSTADDR, Int(0)),
 ];
 
 const INET6: &[Row] = &[
@@ -104,12 +97,7 @@ const INET6: &[Row] = &[
     (IP6, libc::IPV6_MTU_DISCOVER, Int(libc::IPV6_PMTUDISC_WANT)),
     (IP6, libc::IPV6_FREEBIND, Int(0)),
     (IP6, libc::IPV6_TRANSPARENT, Int(0)),
-    (IP6, libc::IPV6_DONTFRAG, Int(0)),
     (IP6, libc::IPV6_RECVERR, Int(0)),
-    (IP6, libc::IPV6_RECVPKTINFO, Int(0)),
-    (IP6, libc::IPV6_RECVHOPLIMIT, Int(0)),
-    (IP6, libc::IPV6_RECVTCLASS, Int(0)),
-    (IP6, 74, Int(0)), // IPV6_RECVORIGDSTADDR
 ];
 
 const TCP_ONLY: &[Row] = &[
@@ -134,6 +122,13 @@ const TCP_ONLY: &[Row] = &[
 ];
 
 const UDP_ONLY: &[Row] = &[
+    (SOL, libc::SO_BROADCAST, Int(0)),
+    (SOL, libc::SO_NO_CHECK, Int(0)),
+    (SOL, libc::SO_RXQ_OVFL, Int(0)),
+    (IP, libc::IP_PKTINFO, Int(0)),
+    (IP, libc::IP_RECVTTL, Int(0)),
+    (IP, libc::IP_RECVTOS, Int(0)),
+    (IP, libc::IP_RECVORIGDSTADDR, Int(0)),
     (UDP, 103, Int(0)), // UDP_SEGMENT
     (UDP, 104, Int(0)), // UDP_GRO
     (IP, libc::IP_MULTICAST_TTL, Int(1)),
@@ -143,10 +138,28 @@ const UDP_ONLY: &[Row] = &[
 ];
 
 const UDP6_ONLY: &[Row] = &[
+    (IP6, libc::IPV6_DONTFRAG, Int(0)),
+    (IP6, libc::IPV6_RECVPKTINFO, Int(0)),
+    (IP6, libc::IPV6_RECVHOPLIMIT, Int(0)),
+    (IP6, libc::IPV6_RECVTCLASS, Int(0)),
+    (IP6, 74, Int(0)), // IPV6_RECVORIGDSTADDR
     (IP6, libc::IPV6_MULTICAST_HOPS, Int(1)),
     (IP6, libc::IPV6_MULTICAST_LOOP, Int(1)),
     (IP6, libc::IPV6_MULTICAST_IF, Int(0)),
     (IP6, 29, Int(1)), // IPV6_MULTICAST_ALL
+];
+
+/// Of no effect on a connection that stands: for binding, listening and connecting.
+const BEFORE: &[(i32, i32)] = &[
+    (IP, libc::IP_FREEBIND),
+    (IP, libc::IP_BIND_ADDRESS_NO_PORT),
+    (IP, 51),
+    (IP6, libc::IPV6_FREEBIND),
+    (TCP, libc::TCP_SYNCNT),
+    (TCP, libc::TCP_DEFER_ACCEPT),
+    (TCP, libc::TCP_FASTOPEN),
+    (TCP, libc::TCP_FASTOPEN_CONNECT),
+    (TCP, libc::TCP_SAVE_SYN),
 ];
 
 fn tables(family: Family) -> impl Iterator<Item = &'static Row> {
@@ -179,9 +192,11 @@ fn size(default: Usual) -> usize {
 }
 
 /// The options of a socket that are not at their default, in the order of the table; a classic filter among them.
+/// `connected`: what only matters before is left out.
 pub(crate) fn read(
     fd: impl AsFd,
     family: Family,
+    connected: bool,
     at: (i32, i32),
     warnings: &mut Vec<String>,
 ) -> Vec<SockOpt> {
@@ -189,6 +204,9 @@ pub(crate) fn read(
     let mut all = Vec::new();
     let mut buf = [0u8; 16];
     for (level, name, default) in tables(family) {
+        if connected && BEFORE.contains(&(*level, *name)) {
+            continue;
+        }
         let max = size(*default);
         // Options a kernel does not have are at their default.
         if let Ok(n) = sock::get_into(fd, *level, *name, &mut buf[..max])

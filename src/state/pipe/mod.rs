@@ -1,6 +1,7 @@
 //! Pipes and FIFOs with their content.
 
 pub mod collect;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
 

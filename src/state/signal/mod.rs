@@ -1,6 +1,7 @@
 //! Signals: handlers, masks, queues, alternate stacks.
 
 pub mod collect;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
 

@@ -3,6 +3,7 @@
 pub mod asked;
 pub mod collect;
 pub mod plan;
+pub mod restore;
 
 use super::{cpu, cred, fd, signal, timer};
 use serde::{Deserialize, Serialize};

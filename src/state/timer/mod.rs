@@ -1,6 +1,7 @@
 //! Interval timers and POSIX timers. (timerfd is a descriptor: see `event`.)
 
 pub mod collect;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
 

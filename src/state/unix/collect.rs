@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::readlink;
 use nix::sys::stat::fstat;
 use std::collections::HashMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStringExt;
 
 /// Sockets of the host that take a new connection at any time and keep nothing of an old one.
@@ -51,7 +51,7 @@ fn in_pod(table: &Table, sibling: &Desc, ino: u32) -> Option<FileId> {
 }
 
 /// Path of a well-known socket of the host a datagram socket is connected to.
-fn well_known(fd: &OwnedFd, diag: &UnixDiag) -> Option<Vec<u8>> {
+fn well_known(fd: impl AsFd, diag: &UnixDiag) -> Option<Vec<u8>> {
     if i32::from(diag.kind) != libc::SOCK_DGRAM {
         return None;
     }
@@ -96,7 +96,9 @@ pub(crate) fn check(table: &Table, id: FileId, sockets: &Sockets) -> Result<Vec<
     let strangers = diag.waiting.iter().filter(|ino| in_pod(table, desc, **ino).is_none()).count();
     if strangers > 0 && !sockets.maybe_in_flight() {
         let name = diag.name.as_deref().map_or_else(String::new, |n| format!(" on {}", shown(n)));
-        let text = format!("{strangers} connection(s){name} from outside the pod or closed since wait to be accepted");
+        let text = format!(
+            "{strangers} connection(s){name} from outside the pod or closed since wait to be accepted"
+        );
         found.push(blocker(desc, "pending-socket", text, "try again in a moment"));
     }
     Ok(found)
@@ -180,7 +182,7 @@ impl Queues {
             waiting: diag.waiting.iter().map(|ino| number(*ino)).collect(),
             shutdown: diag.shutdown & 3,
             queue: self.messages.remove(&id).unwrap_or_default(),
-            options: options::read(&fd, options::Family::Unix, desc.at, warnings),
+            options: options::read(&fd, options::Family::Unix, false, desc.at, warnings),
             peer_cred,
         })
     }
@@ -196,7 +198,7 @@ fn accepted_from(diag: &UnixDiag, sockets: &Sockets) -> Option<u32> {
 
 /// The file a socket is bound to, if its path still leads there from the pod's root.
 fn bound_file(
-    fd: &OwnedFd,
+    fd: impl AsFd,
     desc: &Desc,
     diag: &UnixDiag,
     sockets: &Sockets,
@@ -220,7 +222,7 @@ fn bound_file(
     Ok(Some(BoundFile { path, mode: st.st_mode & 0o7777, uid: st.st_uid, gid: st.st_gid }))
 }
 
-fn peer_cred(table: &Table, fd: &OwnedFd) -> Option<(i32, u32, u32)> {
+fn peer_cred(table: &Table, fd: impl AsFd) -> Option<(i32, u32, u32)> {
     let b = sock::get(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, 12).ok()?;
     let word = |at: usize| Some(u32::from_ne_bytes(b.get(at..at + 4)?.try_into().ok()?));
     let pid = table.pod_pid(word(0)? as i32).unwrap_or(0);

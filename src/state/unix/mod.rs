@@ -1,6 +1,7 @@
 //! Unix-domain sockets: pairs, named, listening, with queued data and descriptors.
 
 pub mod collect;
+pub mod restore;
 
 use super::fd::FileId;
 use super::inet::SockOpt;

@@ -40,10 +40,30 @@ pub(crate) enum Class {
 
 /// (what the kernel calls it, stable word, what it is, what to do).
 const REFUSED: &[(&str, &str, &str, &str)] = &[
-    ("[io_uring]", "io_uring", "io_uring rings live in the kernel and cannot be read", "turn io_uring off in the program, or start it in a pod, where it falls back"),
-    ("[userfaultfd]", "userfaultfd", "user-handled page faults cannot be carried", "turn userfaultfd off in the program"),
-    ("inotify", "inotify", "file watches (inotify) cannot be carried yet", "turn file watching off in the program"),
-    ("[fanotify]", "fanotify", "file watches (fanotify) cannot be carried", "turn file watching off in the program"),
+    (
+        "[io_uring]",
+        "io_uring",
+        "io_uring rings live in the kernel and cannot be read",
+        "turn io_uring off in the program, or start it in a pod, where it falls back",
+    ),
+    (
+        "[userfaultfd]",
+        "userfaultfd",
+        "user-handled page faults cannot be carried",
+        "turn userfaultfd off in the program",
+    ),
+    (
+        "inotify",
+        "inotify",
+        "file watches (inotify) cannot be carried yet",
+        "turn file watching off in the program",
+    ),
+    (
+        "[fanotify]",
+        "fanotify",
+        "file watches (fanotify) cannot be carried",
+        "turn file watching off in the program",
+    ),
     ("[perf_event]", "perf", "performance counters belong to this host", "stop profiling"),
     ("[pidfd]", "pidfd", "pidfds cannot be carried yet", "close it in the program"),
     ("bpf", "bpf", "BPF objects belong to this host's kernel", "close it in the program"),
@@ -55,6 +75,16 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
 
 /// What a description is.
 pub(crate) fn class(table: &Table, id: FileId) -> Result<Class, Error> {
+    let known = &table.desc(id).class;
+    match known.get() {
+        Some(class) => Ok(*class),
+        None => classify(table, id).inspect(|class| {
+            let _ = known.set(*class);
+        }),
+    }
+}
+
+fn classify(table: &Table, id: FileId) -> Result<Class, Error> {
     let desc = table.desc(id);
     if let Some(name) = desc.link.strip_prefix(b"anon_inode:") {
         return Ok(match name {
@@ -192,9 +222,13 @@ pub(crate) fn all(table: &Table, ctx: &FdContext, sockets: &Sockets) -> Result<V
             }
             let objects = match &mut scratch {
                 Some(objects) => objects,
-                None => scratch.insert(ObjectTable::new(ctx.private.clone()).map_err(|source| {
-                    Error::Object { pid: desc.at.0, fd: desc.at.1, source }
-                })?),
+                None => {
+                    scratch.insert(ObjectTable::new(ctx.private.clone()).map_err(|source| Error::Object {
+                        pid: desc.at.0,
+                        fd: desc.at.1,
+                        source,
+                    })?)
+                }
             };
             if let Err(e) = objects.claim_stat(&desc.magic_link(), &desc.st) {
                 let pid = desc.pod_pid.unwrap_or(0);

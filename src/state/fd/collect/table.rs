@@ -4,10 +4,12 @@
 //! sorted list, so n descriptors cost n·log n comparisons at worst.
 
 use super::ProcView;
+use super::check::Class;
 use crate::kernel::fdinfo::{FdDir, FdInfo, Lock, LockType};
 use crate::kernel::kcmp;
 use crate::kernel::pidfd::PidFd;
 use crate::state::fd::error::Error;
+use crate::state::fd::shares::in_shares;
 use crate::state::fd::{FdEntry, FileId};
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
@@ -15,9 +17,14 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering as Memory};
+use std::sync::{Arc, OnceLock};
 
 /// A descriptor somewhere: (host pid, number). Ours, too, for what is in flight.
 pub(crate) type At = (i32, RawFd);
+
+/// What `/proc` tells of a descriptor.
+type Facts = Result<(FdInfo, Vec<u8>, FileStat), Errno>;
 
 /// One open file description.
 #[derive(Debug)]
@@ -36,8 +43,10 @@ pub(crate) struct Desc {
     pub st: FileStat,
     /// Locks with the holder's pid as the pod sees it (POSIX), else 0.
     pub locks: Vec<(Lock, i32)>,
-    /// Our duplicate of one that was met in flight.
-    held: Option<OwnedFd>,
+    /// What it is, once asked.
+    pub class: OnceLock<Class>,
+    /// Our duplicate: of one that was met in flight, or of a socket, which is asked many things.
+    held: OnceLock<Arc<OwnedFd>>,
 }
 
 impl Desc {
@@ -92,7 +101,12 @@ pub(crate) struct Table {
     groups: HashMap<Key, Vec<FileId>>,
     pids: HashMap<i32, PidFd>,
     own: Option<FdDir>,
+    /// How many more duplicates may be kept.
+    room: AtomicUsize,
 }
+
+/// Most duplicates of sockets kept at a time; what comes after is borrowed anew for each question.
+const KEEP: usize = 512;
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -112,6 +126,8 @@ impl Table {
             groups: HashMap::new(),
             pids: HashMap::new(),
             own: None,
+            // A running pod's descriptors are kept no longer than a call lasts.
+            room: AtomicUsize::new(if gone_is_fine { 0 } else { KEEP }),
         };
         for (index, proc) in procs.iter().enumerate() {
             let row = match table.read_process(index, *proc, gone_is_fine) {
@@ -136,8 +152,9 @@ impl Table {
         self.pids.insert(pid, handle);
         let numbers = dir.numbers().map_err(Error::process("getdents(2) of /proc/PID/fd", pid))?;
         let mut row = Vec::with_capacity(numbers.len());
-        for fd in numbers {
-            let facts = (|| Ok((dir.info(fd)?, dir.link(fd)?, dir.stat(fd)?)))();
+        let read = |fd: &RawFd| Ok((dir.info(*fd)?, dir.link(*fd)?, dir.stat(*fd)?));
+        let facts = in_shares(&numbers, |share| Ok::<Vec<Facts>, Error>(share.iter().map(read).collect()))?;
+        for (fd, facts) in numbers.into_iter().zip(facts.into_iter().flatten()) {
             let (info, link, st) = match facts {
                 Ok(facts) => facts,
                 Err(Errno::ENOENT) if gone_is_fine => continue,
@@ -163,10 +180,15 @@ impl Table {
         st: FileStat,
         holder: Option<(usize, i32)>,
     ) -> Result<FileId, Error> {
+        // A socket has one description only: its flags may change, its inode does not.
+        let socket = st.st_mode & libc::S_IFMT == libc::S_IFSOCK && info.flags & libc::O_PATH == 0;
         let key = Key { inode: (st.st_dev, st.st_ino), pos: info.pos, flags: info.flags };
         let group = self.groups.entry(key).or_default();
         let mut failed = None;
         let place = group.binary_search_by(|id| {
+            if socket {
+                return Ordering::Equal;
+            }
             let other = self.descs[id.0 as usize].at;
             kcmp::file(other, at).unwrap_or_else(|e| {
                 failed.get_or_insert(e);
@@ -191,7 +213,8 @@ impl Table {
                     link,
                     st,
                     locks: vec![],
-                    held: None,
+                    class: OnceLock::new(),
+                    held: OnceLock::new(),
                 };
                 self.descs.push(desc);
                 id
@@ -225,7 +248,7 @@ impl Table {
         let before = self.descs.len();
         let id = self.intern(at, info, link, st, None)?;
         if self.descs.len() > before {
-            self.descs[id.0 as usize].held = Some(fd);
+            let _ = self.descs[id.0 as usize].held.set(Arc::new(fd));
         }
         Ok(id)
     }
@@ -236,14 +259,20 @@ impl Table {
     }
 
     /// Borrows a description as a descriptor of our own.
-    pub fn borrow(&self, id: FileId) -> Result<OwnedFd, Error> {
+    pub fn borrow(&self, id: FileId) -> Result<Arc<OwnedFd>, Error> {
         let desc = self.desc(id);
-        let got = match (&desc.held, self.pids.get(&desc.at.0)) {
-            (Some(held), _) => held.try_clone().map_err(|_| Errno::EMFILE),
-            (None, Some(pid)) => pid.get_fd(desc.at.1),
-            (None, None) => Err(Errno::ESRCH),
-        };
-        got.map_err(Error::fd("pidfd_getfd(2)", desc.at))
+        if let Some(held) = desc.held.get() {
+            return Ok(held.clone());
+        }
+        let got = self.pids.get(&desc.at.0).ok_or(Errno::ESRCH).and_then(|pid| pid.get_fd(desc.at.1));
+        let got = Arc::new(got.map_err(Error::fd("pidfd_getfd(2)", desc.at))?);
+        let keep = |n: usize| n.checked_sub(1);
+        if desc.file_type() == libc::S_IFSOCK
+            && self.room.fetch_update(Memory::Relaxed, Memory::Relaxed, keep).is_ok()
+        {
+            let _ = desc.held.set(got.clone());
+        }
+        Ok(got)
     }
 
     /// Pid as the pod sees it.

@@ -6,16 +6,38 @@ use crate::kernel::tcp_repair::{self, Queue, state};
 use crate::state::fd::FileId;
 use crate::state::fd::collect::table::Table;
 use crate::state::fd::error::Error;
+use crate::state::fd::shares::in_shares;
 use crate::state::inet::{Ended, SockOpt, TcpLink, TcpQueue, TcpSocket, TcpState, options};
 use nix::errno::Errno;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Most bytes of one queue that are believed.
 const MAX_QUEUE: usize = 1 << 30;
 
+/// Sockets read, and what is to be said about them.
+pub(crate) type Read = HashMap<FileId, (TcpSocket, Vec<String>)>;
+
+/// Reads sockets, a share on each processor: each asks the kernel some fifty things while the pod stands still.
+pub(crate) fn tcp_all(
+    table: &Table,
+    ids: &[FileId],
+    saved: &HashMap<FileId, RepairedSocket>,
+) -> Result<Read, Error> {
+    in_shares(ids, |ids| {
+        let one = |id: &FileId| {
+            let mut warnings = Vec::new();
+            let socket = tcp(table, *id, saved.get(id), &mut warnings)?;
+            Ok((*id, (socket, warnings)))
+        };
+        ids.iter().map(one).collect::<Result<Vec<_>, Error>>()
+    })
+    .map(|all| all.into_iter().flatten().collect())
+}
+
 /// Reads a socket; a connection is put in repair and left in it.
-pub(crate) fn tcp(
+fn tcp(
     table: &Table,
     id: FileId,
     saved: Option<&RepairedSocket>,
@@ -29,8 +51,9 @@ pub(crate) fn tcp(
     let own = sock::parse_inet(&raw).ok_or_else(|| call("getsockname(2)")(Errno::EAFNOSUPPORT))?;
     let peer = sock::name(&fd, true).ok().and_then(|b| sock::parse_inet(&b));
     let v6 = own.is_ipv6();
-    let mut opts = options::read(&fd, options::Family::Tcp(v6), at, warnings);
     let info = tcp_repair::info(&fd).map_err(call("getsockopt(2) TCP_INFO"))?;
+    let linked = super::is_linked(info.state);
+    let mut opts = options::read(&fd, options::Family::Tcp(v6), linked, at, warnings);
     let mut local = (own.port() != 0).then_some(own);
     let mut remote = peer;
     let state = match info.state {
@@ -44,7 +67,13 @@ pub(crate) fn tcp(
             remote = syn_peer(table, id)?;
             TcpState::SynSent
         }
-        state::CLOSE => closed(fd.as_fd(), &mut local).map_err(call("peeking a closed connection"))?,
+        state::CLOSE => {
+            let state = closed(fd.as_fd()).map_err(call("peeking a closed connection"))?;
+            if matches!(state, TcpState::Over { .. }) {
+                local = None; // its port may be somebody else's by now
+            }
+            state
+        }
         s if super::is_linked(s) => {
             let saved = saved.ok_or_else(|| call("finding it in the list of connections")(Errno::EBUSY))?;
             set_reuseaddr(&mut opts, saved.reuseaddr);
@@ -82,7 +111,7 @@ fn syn_peer(table: &Table, id: FileId) -> Result<Option<SocketAddr>, Error> {
 }
 
 /// A socket in state CLOSE: fresh, bound, or a connection that is over.
-fn closed(fd: BorrowedFd, local: &mut Option<SocketAddr>) -> Result<TcpState, Errno> {
+fn closed(fd: BorrowedFd) -> Result<TcpState, Errno> {
     use crate::kernel::descr::poll_for;
     // A fresh socket polls OUT and HUP as well; a dead connection has read shutdown, too.
     let now = poll_for(fd, libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP, 0)?;
@@ -91,10 +120,7 @@ fn closed(fd: BorrowedFd, local: &mut Option<SocketAddr>) -> Result<TcpState, Er
         return Ok(TcpState::Closed);
     }
     let how = if now & libc::POLLERR != 0 { Ended::Reset } else { Ended::Closed };
-    let unread = peek(fd, sock::inq(fd)?)?;
-    // Its port may belong to somebody else by now; the name is only for show.
-    *local = local.filter(|a| !a.ip().is_unspecified());
-    Ok(TcpState::Over { how, unread })
+    Ok(TcpState::Over { how, unread: peek(fd, sock::inq(fd)?)? })
 }
 
 /// Peeks exactly `len` bytes.

@@ -22,7 +22,7 @@ pub(crate) fn udp(table: &Table, id: FileId, warnings: &mut Vec<String>) -> Resu
     let own = sock::parse_inet(&raw).ok_or_else(|| call("getsockname(2)")(Errno::EAFNOSUPPORT))?;
     let peer = sock::name(&fd, true).ok().and_then(|b| sock::parse_inet(&b));
     let v6 = own.is_ipv6();
-    let options = options::read(&fd, options::Family::Udp(v6), desc.at, warnings);
+    let options = options::read(&fd, options::Family::Udp(v6), false, desc.at, warnings);
     let queue = if own.port() == 0 {
         vec![]
     } else {

@@ -1,0 +1,9 @@
+//! `podmig cancel`: cancel the move of a pod.
+
+use crate::base::Failure;
+use crate::cli::{Context, out};
+
+/// Cancel the move of a pod.
+pub fn run(_ctx: &Context, _pod: &str) -> Result<i32, Failure> {
+    Err(out::not_yet("cancel"))
+}

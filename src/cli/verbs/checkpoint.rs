@@ -1,0 +1,35 @@
+//! `podmig checkpoint`: write a pod to a file and stop it.
+
+use super::reach;
+use crate::base::Failure;
+use crate::cli::request::CheckpointRequest;
+use crate::cli::{Context, privilege};
+use crate::migrate::order::{Destination, Mode, Order};
+use crate::migrate::report::Report;
+use crate::migrate::{facts, source};
+use crate::wire::identity::Identity;
+use std::time::Duration;
+
+/// Longest time a checkpoint may take before it is given up.
+const TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Writes it; the report goes to standard output (with `-o -`: to standard error).
+pub fn run(ctx: &Context, r: CheckpointRequest) -> Result<i32, Failure> {
+    privilege::root_for("checkpoint")?;
+    let (record, _) = reach::running(ctx, &r.pod)?;
+    let me = Identity::load(&ctx.places.key())?;
+    let to_stdout = r.output.is_none();
+    let order = Order {
+        to: r.output.map_or(Destination::Stdout, Destination::File),
+        mode: Mode::Warm,
+        verify: false,
+        dry_run: false,
+        timeout: TIMEOUT,
+        publish: None,
+        leave_running: r.leave_running,
+    };
+    let (to, from) = (order.to.name(), facts::hostname());
+    let mut report = Report::new(record.spec.name.as_str(), &record.spec.id, &from, &to, "warm");
+    let done = source::run(&ctx.store, &me, record, &order, &mut report);
+    super::r#move::tell(ctx, report, done, to_stdout)
+}

@@ -1,0 +1,21 @@
+//! `podmig version`: versions of this program and of what it writes and speaks.
+
+use crate::base::Failure;
+use crate::cli::{Context, out, shape};
+use crate::pod::store;
+
+/// Prints them.
+pub fn run(ctx: &Context) -> Result<i32, Failure> {
+    let version = env!("CARGO_PKG_VERSION");
+    if ctx.json {
+        out::json(&serde_json::json!({
+            "schema": shape::SCHEMA,
+            "version": version,
+            "json": shape::SCHEMA,
+            "record": store::SCHEMA,
+        }));
+    } else {
+        out::line(&format!("podmig {version}"));
+    }
+    Ok(0)
+}

@@ -1,0 +1,316 @@
+//! Deaths at random moments: whatever is killed or cut, exactly one copy of the pod lives on and its clients notice nothing.
+
+mod common;
+
+use common::clients::{self, Crowd};
+use common::full;
+use common::lab::{Host, Lab};
+use common::steps::{self, Running};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const POD: &str = "counter";
+const IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 31);
+/// How soon after a death everything must be decided.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// A small generator of its own; the seed is printed and can be given (`PODMIG_TEST_SEED`).
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let given = std::env::var("PODMIG_TEST_SEED").ok().and_then(|s| s.parse().ok());
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("clock");
+        let seed = given.unwrap_or(now.as_nanos() as u64);
+        println!("PODMIG_TEST_SEED={seed}");
+        Self(seed | 1)
+    }
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % limit.max(1)
+    }
+}
+
+fn times() -> u64 {
+    let asked = std::env::var("PODMIG_TEST_KILLS").ok().and_then(|n| n.parse().ok());
+    asked.unwrap_or(if full() { 100 } else { 10 })
+}
+
+/// Who dies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Victim {
+    Mover,
+    Worker,
+    TargetAgent,
+    SourceAgent,
+}
+
+/// A lab with a Redis that counts, and a client that counts with it.
+struct Scene {
+    lab: Lab,
+    crowd: Crowd,
+    /// Where the pod is.
+    on_b: bool,
+    id: String,
+    /// What there was before the pod.
+    before: Footprint,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let before = footprint(&lab, "");
+        let ip = format!("{IP}/24");
+        let redis =
+            ["redis-server", "--port", "6379", "--protected-mode", "no", "--save", "", "--appendonly", "no"];
+        let mut args = vec!["start", "--name", POD, "--net", "lan:br0", "--ip", &ip, "-w", "/", "--"];
+        args.extend(redis);
+        let up = steps::run(&lab, &lab.a, &args, 0).and_then(|_| steps::wait_tcp(&lab, &lab.a, POD, 6379));
+        up.unwrap_or_else(|e| panic!("{e}"));
+        let id = lab.a.json(&["inspect", POD], 0)["id"].as_str().expect("id").to_owned();
+        let mut crowd = Crowd::new(&lab);
+        crowd.join("counter", clients::redis_counter(IP, "n".into()));
+        crowd.join("bulk", clients::redis_bulk(IP));
+        crowd.all_go_on("at first", 5).unwrap_or_else(|e| panic!("{e}"));
+        Self { lab, crowd, on_b: false, id, before }
+    }
+    fn ends(&self) -> (&Host, &Host) {
+        if self.on_b { (&self.lab.b, &self.lab.a) } else { (&self.lab.a, &self.lab.b) }
+    }
+    fn target_mut(&mut self) -> &mut Host {
+        if self.on_b { &mut self.lab.a } else { &mut self.lab.b }
+    }
+    fn source_mut(&mut self) -> &mut Host {
+        if self.on_b { &mut self.lab.b } else { &mut self.lab.a }
+    }
+    fn start_move(&self) -> Running {
+        let (from, to) = self.ends();
+        Running::start(from.podmig(&["move", POD, &to.name, "--mode", "warm", "--json"]))
+    }
+    /// A move that nothing disturbs, with the clients going on; how long it took.
+    fn clean_move(&mut self, when: &str) -> Duration {
+        let (from, to) = self.ends();
+        let start = Instant::now();
+        let moved = steps::move_pod(&self.lab, POD, from, to).map(|_| start.elapsed());
+        let took = moved.unwrap_or_else(|e| panic!("{when}: the next move: {e}"));
+        self.on_b = !self.on_b;
+        self.go_on(when);
+        took
+    }
+    fn go_on(&self, when: &str) {
+        self.crowd.all_go_on(when, 5).unwrap_or_else(|e| panic!("{e}\n{}", steps::scene(&self.lab)));
+    }
+    /// Waits until the pod runs on one host and the other is done with it; says how long that took.
+    fn settle(&mut self, when: &str, limit: Duration) -> Duration {
+        let start = Instant::now();
+        loop {
+            let states = [self.lab.a.state(POD), self.lab.b.state(POD)];
+            let runs = |s: &Option<String>| s.as_deref() == Some("running");
+            let over = |s: &Option<String>| matches!(s.as_deref(), None | Some("moved"));
+            assert!(
+                !(runs(&states[0]) && runs(&states[1])),
+                "{when}: two copies run\n{}",
+                steps::scene(&self.lab)
+            );
+            for here in [false, true] {
+                if runs(&states[usize::from(here)]) && over(&states[usize::from(!here)]) {
+                    self.on_b = here;
+                    return start.elapsed();
+                }
+            }
+            assert!(
+                start.elapsed() < limit,
+                "{when}: after {limit:?} it is {states:?}\n{}",
+                steps::scene(&self.lab)
+            );
+        }
+    }
+    /// Ends everything; nothing may be left that was not there before the pod.
+    fn end(self) {
+        let Self { lab, crowd, id, before, .. } = self;
+        crowd.end().unwrap_or_else(|e| panic!("clients: {e}\n{}", steps::scene(&lab)));
+        steps::forget(&lab, POD).unwrap_or_else(|e| panic!("{e}"));
+        clean(&lab, &id, &before);
+    }
+}
+
+/// What there is, by kind.
+type Footprint = BTreeMap<String, Vec<String>>;
+
+/// What a lab holds, apart from its agents: by kind, in words without numbers that change.
+fn footprint(lab: &Lab, id: &str) -> Footprint {
+    let mut found = Footprint::new();
+    let dir = lab.dir().to_str().expect("path").to_owned();
+    found.insert("processes".into(), processes(&dir, id));
+    let find = |args: &[&str]| {
+        let out = Command::new("find").args(args).output().expect("find");
+        String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    if !id.is_empty() {
+        found.insert("groups".into(), find(&["/sys/fs/cgroup", "-type", "d", "-name", &format!("{id}*")]));
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let ours = mounts.lines().filter(|l| l.contains(&dir) || (!id.is_empty() && l.contains(id)));
+    found.insert("mounts".into(), ours.map(str::to_owned).collect());
+    for host in [&lab.a, &lab.b] {
+        let inside = |program: &str, args: &[&str]| {
+            let out = host.ns.command(program).args(args).output().expect(program);
+            String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let names = |l: String| l.split(':').nth(1).unwrap_or_default().trim().to_owned();
+        let links = inside("ip", &["-o", "link"]).into_iter().map(names).collect();
+        found.insert(format!("{} links", host.name), links);
+        found.insert(format!("{} nft tables", host.name), inside("nft", &["list", "tables"]));
+        found.insert(format!("{} routes", host.name), inside("ip", &["route"]));
+        let root = host.root.to_str().expect("path");
+        for place in ["run/podmig", "var/lib/podmig/pods"] {
+            let files = find(&[&format!("{root}/{place}"), "!", "-type", "d", "!", "-name", ".lock"]);
+            found.insert(format!("{} {place}", host.name), files);
+        }
+    }
+    found
+}
+
+/// Processes that belong to a lab (its directory in their arguments or environment) or a pod (its id in their group).
+fn processes(dir: &str, id: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let read = |file: &str| {
+            String::from_utf8_lossy(&std::fs::read(entry.path().join(file)).unwrap_or_default())
+                .replace('\0', " ")
+        };
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let command = read("cmdline");
+        let ours = command.contains(dir) || read("environ").contains(dir);
+        let pods = !id.is_empty() && (command.contains(id) || read("cgroup").contains(id));
+        // The agents stay; zombies of ours have no command line.
+        if (ours || pods) && pid != std::process::id() && !command.contains(" agent ") && !command.is_empty()
+        {
+            found.push(command.replace(dir, "DIR").trim().to_owned());
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Everything of a pod is gone, and what there was before is there.
+fn clean(lab: &Lab, id: &str, before: &Footprint) {
+    let start = Instant::now();
+    loop {
+        let now = footprint(lab, id);
+        let differ = now.iter().filter(|(k, v)| before.get(*k).map_or(!v.is_empty(), |b| b != *v));
+        let left: Vec<_> =
+            differ.map(|(k, v)| format!("{k}: {v:#?}, before: {:#?}", before.get(k))).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "left behind:\n{}", left.join("\n"));
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// The process on `host` that serves a caller.
+fn worker(host: &Host) -> Option<i32> {
+    let root = host.root.to_str().expect("path");
+    std::fs::read_dir("/proc").expect("/proc").flatten().find_map(|entry| {
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        let serves = command.contains("__serve") && command.contains(root);
+        if serves { entry.file_name().to_str()?.parse().ok() } else { None }
+    })
+}
+
+fn kill(pid: i32) {
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+}
+
+/// Lets time pass until a moment of a move, or until the mover is done.
+fn moment(mover: &mut Running, start: Instant, at: Duration) {
+    while start.elapsed() < at && mover.child.try_wait().expect("wait").is_none() {
+        std::thread::park_timeout(at.saturating_sub(start.elapsed()).min(Duration::from_millis(1)));
+    }
+}
+
+/// One move with one death in it.
+fn kill_once(scene: &mut Scene, n: u64, victim: Victim, at: Duration) -> (Option<i32>, Duration) {
+    let when = format!("kill {n}: {victim:?} after {at:?}");
+    let from_b = scene.on_b;
+    let start = Instant::now();
+    let mut mover = scene.start_move();
+    moment(&mut mover, start, at);
+    match victim {
+        Victim::Mover => kill(mover.child.id() as i32),
+        Victim::Worker => {
+            // Its life begins with the connection.
+            while mover.child.try_wait().expect("wait").is_none() {
+                if let Some(pid) = worker(scene.ends().1) {
+                    kill(pid);
+                    break;
+                }
+            }
+        }
+        Victim::TargetAgent => scene.target_mut().kill_agent(),
+        Victim::SourceAgent => scene.source_mut().kill_agent(),
+    }
+    // As a service manager would.
+    match victim {
+        Victim::TargetAgent => scene.target_mut().start_agent(),
+        Victim::SourceAgent => scene.source_mut().start_agent(),
+        _ => {}
+    }
+    let out = mover.end().unwrap_or_else(|e| panic!("{when}: {e}\n{}", steps::scene(&scene.lab)));
+    let settled = scene.settle(&when, SETTLED);
+    let code = out.status.code();
+    let moved = scene.on_b != from_b;
+    let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    match code {
+        None => assert_eq!(victim, Victim::Mover, "{when}: it died of {}", out.status),
+        Some(0) => assert!(moved, "{when}: exit 0, but it is where it was\n{said}"),
+        Some(5 | 7) => assert!(!moved, "{when}: exit {code:?}, but it moved\n{said}"),
+        Some(6) => {}
+        Some(_) => panic!("{when}: exit {code:?}\n{said}"),
+    }
+    scene.go_on(&when);
+    println!("{when}: exit {code:?}, {} after {settled:?}", if moved { "moved" } else { "stayed" });
+    (code, settled)
+}
+
+#[test]
+fn killed_at_random_moments() {
+    let mut random = Random::new();
+    let mut scene = Scene::new();
+    // How long an undisturbed move takes here and now.
+    let typical = scene.clean_move("first").max(scene.clean_move("second"));
+    let victims = [
+        Victim::Mover,
+        Victim::Worker,
+        Victim::TargetAgent,
+        Victim::Mover,
+        Victim::Worker,
+        Victim::SourceAgent,
+    ];
+    let (mut worst, mut moved, mut stayed) = (Duration::ZERO, 0, 0);
+    for n in 0..times() {
+        let victim = victims[(n as usize) % victims.len()];
+        let at = Duration::from_micros(random.below(typical.as_micros() as u64));
+        let was = scene.on_b;
+        let (_, settled) = kill_once(&mut scene, n, victim, at);
+        worst = worst.max(settled);
+        if scene.on_b == was {
+            stayed += 1
+        } else {
+            moved += 1
+        }
+        scene.clean_move(&format!("after kill {n} ({victim:?})"));
+    }
+    println!("{} deaths: moved {moved}, stayed {stayed}, settled after at most {worst:?}", times());
+    assert!(
+        !footprint(&scene.lab, &scene.id)["groups"].is_empty(),
+        "the check for leftovers does not see a pod"
+    );
+    scene.end();
+}

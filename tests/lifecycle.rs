@@ -1,0 +1,103 @@
+//! Every workload through a list of lives: still, checkpoint and restore, move, move and back. Each verifies itself.
+
+mod common;
+
+use common::lab::{Host, Lab};
+use common::steps::{self, workload};
+use std::process::Command;
+
+/// Kinds of workloads, as the program itself lists them.
+fn kinds() -> Vec<String> {
+    let out = Command::new(workload()).arg("list").output().expect("workload list");
+    let kinds: Vec<String> =
+        String::from_utf8(out.stdout).expect("text").lines().map(str::to_owned).collect();
+    assert!(kinds.len() >= 14, "{kinds:?}");
+    let only = std::env::var("PODMIG_TEST_KIND").ok();
+    kinds.into_iter().filter(|k| only.as_ref().is_none_or(|o| o.split(',').any(|o| o == k))).collect()
+}
+
+/// Starts a kind in a pod of its name and waits until it is prepared.
+fn start(lab: &Lab, kind: &str, net: &[&str]) -> Result<(), String> {
+    let program = workload();
+    let mut args = vec!["start", "--name", kind, "-w", "/"];
+    args.extend(net);
+    args.extend(["--", program.to_str().expect("path"), kind]);
+    steps::run(lab, &lab.a, &args, 0)?;
+    steps::run(lab, &lab.a, &["wait", kind, "--for", "log:ready", "--timeout", "20s"], 0).map(|_| ())
+}
+
+/// SIGTERM: it verifies everything, says so and ends with 0.
+fn finish(lab: &Lab, kind: &str, host: &Host) -> Result<(), String> {
+    steps::run(lab, host, &["stop", kind, "--time", "20s"], 0)?;
+    let status = steps::run(lab, host, &["wait", kind], 0)?;
+    let log = steps::run(lab, host, &["logs", kind], 0)?;
+    if status != "0" || log.lines().last() != Some("whole") || !log.lines().any(|l| l == "ready") {
+        return Err(format!("it ended with status {status} and this log:\n{log}\n{}", steps::scene(lab)));
+    }
+    Ok(())
+}
+
+/// Runs each kind through `steps`, each in a fresh pod on the first host; `steps` says whether it ends there.
+fn each(net: &[&str], steps: impl Fn(&Lab, &str) -> Result<bool, String>) {
+    let lab = Lab::new();
+    let mut failed = Vec::new();
+    for kind in kinds() {
+        let started = std::time::Instant::now();
+        let life = || {
+            start(&lab, &kind, net)?;
+            let back = steps(&lab, &kind)?;
+            finish(&lab, &kind, if back { &lab.a } else { &lab.b })
+        };
+        let outcome = life().map_err(|e| format!("=== {kind}: {e}"));
+        println!("{kind:<8} {} in {:?}", if outcome.is_ok() { "whole" } else { "BROKEN" }, started.elapsed());
+        failed.extend(outcome.err());
+        failed.extend(steps::forget(&lab, &kind).err());
+    }
+    steps::none_failed(&failed);
+}
+
+const LAN: &[&str] = &["--net", "lan:br0", "--ip", "10.77.0.50/24"];
+
+#[test]
+fn still() {
+    each(&["--net", "none"], |_, _| Ok(true));
+}
+
+#[test]
+fn paused_and_resumed() {
+    each(&["--net", "none"], |lab, kind| {
+        steps::run(lab, &lab.a, &["pause", kind], 0)?;
+        steps::run(lab, &lab.a, &["resume", kind], 0)?;
+        Ok(true)
+    });
+}
+
+#[test]
+fn checkpointed_and_restored() {
+    each(&["--net", "nat"], |lab, kind| steps::checkpoint_restore(lab, kind, &lab.a).map(|()| true));
+}
+
+#[test]
+fn image_taken_while_running_on() {
+    each(&["--net", "none"], |lab, kind| {
+        let file = lab.dir().join(format!("{kind}.running"));
+        let path = file.to_str().expect("path");
+        steps::run(lab, &lab.a, &["checkpoint", kind, "-o", path, "--leave-running"], 0)?;
+        podmig::image::file::verify(&file).map_err(|e| format!("the image: {e}"))?;
+        Ok(true)
+    });
+}
+
+#[test]
+fn moved() {
+    each(LAN, |lab, kind| steps::move_pod(lab, kind, &lab.a, &lab.b).map(|_| false));
+}
+
+#[test]
+fn moved_and_back() {
+    each(LAN, |lab, kind| {
+        steps::move_pod(lab, kind, &lab.a, &lab.b)?;
+        steps::move_pod(lab, kind, &lab.b, &lab.a)?;
+        Ok(true)
+    });
+}
