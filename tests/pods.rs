@@ -24,39 +24,18 @@ struct Host {
     dir: tempfile::TempDir,
     store: Store,
     specs: Vec<PodSpec>,
+    any: PodSpec,
 }
 
 impl Host {
     fn new() -> Host {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&Places::resolve(Some(dir.path())));
-        Host { dir, store, specs: Vec::new() }
+        Host { dir, store, specs: Vec::new(), any: spec("any", &[]) }
     }
 
-    fn spec(&mut self, name: &str, cmd: &[&str]) -> PodSpec {
-        let id = PodId::from_bits(u64::from_ne_bytes(random()));
-        PodSpec {
-            id,
-            name: PodName::parse(name).unwrap(),
-            cmd: cmd.iter().map(|s| (*s).to_owned()).collect(),
-            env: vec!["PATH=/usr/local/bin:/usr/bin:/bin".to_owned()],
-            cwd: "/".to_owned(),
-            user: User::default(),
-            umask: 0o22,
-            rlimits: Vec::new(),
-            hostname: name.to_owned(),
-            net: NetSpec { mode: NetMode::None, ..NetSpec::default() },
-            tty: false,
-            start_type: StartType::Exec,
-            grace_ms: 100,
-            restart: Restart::No,
-            rm: false,
-            volumes: Vec::new(),
-            tmpfs: Vec::new(),
-            limits: podmig::base::spec::Limits::default(),
-            cgroup_parent: None,
-            privileged: false,
-        }
+    fn spec(&self, name: &str, cmd: &[&str]) -> PodSpec {
+        spec(name, cmd)
     }
 
     fn io() -> StartIo {
@@ -127,6 +106,16 @@ impl Drop for Host {
             }
             return;
         }
+        // Groups of this store's pods end alike, those of a pod we never heard of too.
+        let any = PodId::from_bits(0);
+        let leaf = group_of(&self.store.places, &PodSpec { id: any.clone(), ..self.any.clone() }, None);
+        let ending = leaf.to_str().unwrap().rsplit('-').next().unwrap().to_owned();
+        until(LIMIT, "the removal of stray control groups", || {
+            let all = fs::read_dir("/sys/fs/cgroup/unified/podmig")
+                .or_else(|_| fs::read_dir("/sys/fs/cgroup/podmig"));
+            let stray = |e: fs::DirEntry| e.file_name().to_string_lossy().ends_with(&ending);
+            (!all.into_iter().flatten().flatten().any(stray)).then_some(())
+        });
         let root = self.dir.path().to_string_lossy().into_owned();
         for spec in &self.specs {
             until(LIMIT, "the control groups' removal", || self.groups(spec).is_empty().then_some(()));
@@ -134,6 +123,32 @@ impl Drop for Host {
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&root), "a mount is left");
+    }
+}
+
+fn spec(name: &str, cmd: &[&str]) -> PodSpec {
+    let id = PodId::from_bits(u64::from_ne_bytes(random()));
+    PodSpec {
+        id,
+        name: PodName::parse(name).unwrap(),
+        cmd: cmd.iter().map(|s| (*s).to_owned()).collect(),
+        env: vec!["PATH=/usr/local/bin:/usr/bin:/bin".to_owned()],
+        cwd: "/".to_owned(),
+        user: User::default(),
+        umask: 0o22,
+        rlimits: Vec::new(),
+        hostname: name.to_owned(),
+        net: NetSpec { mode: NetMode::None, ..NetSpec::default() },
+        tty: false,
+        start_type: StartType::Exec,
+        grace_ms: 100,
+        restart: Restart::No,
+        rm: false,
+        volumes: Vec::new(),
+        tmpfs: Vec::new(),
+        limits: podmig::base::spec::Limits::default(),
+        cgroup_parent: None,
+        privileged: false,
     }
 }
 
@@ -625,10 +640,14 @@ fn a_starter_that_dies_leaves_a_whole_pod_or_none() {
         let _ = child.kill();
         child.wait().unwrap();
         // Whatever is there comes to rest: a running command, or nothing.
-        let record = until(LIMIT, "a whole pod or none", || match host.store.find(&name) {
-            Err(_) => Some(None),
-            Ok(r) if r.cmd_pid.is_some() => Some(Some(r)),
-            Ok(_) => None,
+        let record = until(LIMIT, "a whole pod or none", || {
+            // Under the lock: a monitor may be about to make the reservation its own.
+            let _names = host.store.lock_names().unwrap();
+            match host.store.find(&name) {
+                Err(_) => Some(None),
+                Ok(r) if r.cmd_pid.is_some() => Some(Some(r)),
+                Ok(_) => None,
+            }
         });
         if let Some(record) = record {
             host.specs.push(record.spec.clone());

@@ -14,6 +14,7 @@
 //!
 //! `sink` is where a stream goes (a host or a file), `report` what the user is told.
 
+pub mod clone;
 pub mod facts;
 pub mod freeze_copy;
 pub mod names;
