@@ -16,7 +16,6 @@ use crate::memory::{Chunk, Filler, Run};
 use crate::net::{self, Frame, Replayer};
 use crate::pod::client::Client;
 use crate::pod::moving::{self, Arrival};
-use crate::pod::proto::Info;
 use crate::pod::store::{Record as PodRecord, Store};
 use crate::pod::{init, launch};
 use crate::sandbox::space::Clocks;
@@ -52,7 +51,6 @@ pub struct Target<'s> {
     request: Request,
     record: PodRecord,
     client: Client,
-    info: Info,
     builder: Option<Builder>,
     skeleton: Option<Skeleton>,
     tree: Option<Tree>,
@@ -151,7 +149,6 @@ impl<'s> Target<'s> {
             request,
             record,
             client,
-            info: prepared.info,
             builder: Some(Builder::new(ctx)?),
             skeleton: None,
             tree: None,
