@@ -202,10 +202,10 @@ fn activate(monitor: &mut Monitor) {
         replayer.send(&incoming.frames);
     }
     lap(&mut incoming.stages, "replay");
-    if let Some(pod) = &monitor.pod {
-        if let Err(e) = pod.cgroup.freezer().thaw() {
-            monitor.complain(&format!("not thawed: {e}"));
-        }
+    if let Some(pod) = &monitor.pod
+        && let Err(e) = pod.cgroup.freezer().thaw()
+    {
+        monitor.complain(&format!("not thawed: {e}"));
     }
     lap(&mut incoming.stages, "thaw");
     monitor.announce();
@@ -240,12 +240,12 @@ fn tear_down(monitor: &mut Monitor) {
 
 /// A connection closed.
 pub fn closed(monitor: &mut Monitor, conn: ConnId) {
-    if let Some(incoming) = &mut monitor.moving.arrival {
-        if incoming.conn == Some(conn) {
-            incoming.conn = None;
-            if let Err(e) = event(monitor, TargetEvent::WorkerGone) {
-                monitor.complain(&e);
-            }
+    if let Some(incoming) = &mut monitor.moving.arrival
+        && incoming.conn == Some(conn)
+    {
+        incoming.conn = None;
+        if let Err(e) = event(monitor, TargetEvent::WorkerGone) {
+            monitor.complain(&e);
         }
     }
 }

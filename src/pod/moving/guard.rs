@@ -174,15 +174,15 @@ fn undo(monitor: &mut Monitor) {
                 .complain(&format!("socket of pid {} fd {} not given back: {e}", socket.host_pid, socket.fd));
         }
     }
-    if let Some(hold) = &mut guard.hold {
-        if let Err(e) = hold.lift() {
-            monitor.complain(&format!("hold not lifted: {e}"));
-        }
+    if let Some(hold) = &mut guard.hold
+        && let Err(e) = hold.lift()
+    {
+        monitor.complain(&format!("hold not lifted: {e}"));
     }
-    if let Some(pod) = &monitor.pod {
-        if let Err(e) = pod.cgroup.freezer().thaw() {
-            monitor.complain(&format!("not thawed: {e}"));
-        }
+    if let Some(pod) = &monitor.pod
+        && let Err(e) = pod.cgroup.freezer().thaw()
+    {
+        monitor.complain(&format!("not thawed: {e}"));
     }
     end_asking(&mut guard);
     monitor.moving.stage = None;
@@ -235,11 +235,11 @@ fn ask(monitor: &mut Monitor) {
 
 /// A connection closed.
 pub fn closed(monitor: &mut Monitor, conn: ConnId) {
-    if let Some(guard) = &mut monitor.moving.guard {
-        if guard.conn == Some(conn) {
-            guard.conn = None;
-            let _ = event(monitor, SourceEvent::MoverGone);
-        }
+    if let Some(guard) = &mut monitor.moving.guard
+        && guard.conn == Some(conn)
+    {
+        guard.conn = None;
+        let _ = event(monitor, SourceEvent::MoverGone);
     }
 }
 
