@@ -142,11 +142,7 @@ impl Calls {
             while !well() {
                 let call = std::fs::read_to_string(format!("/proc/{tid}/syscall"));
                 assert!(Instant::now() < end, "{when}: {name} is in {call:?}, {:?}", status::of(*tid));
-<<<<<<< HEAD
-                std::thread::park_timeout(Duration::from_micros(200));
-=======
                 std::thread::yield_now();
->>>>>>> refs/heads/engine
             }
         }
     }
