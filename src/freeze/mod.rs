@@ -136,7 +136,7 @@ pub fn resume(tasks: &PodTasks) -> Result<()> {
             }
             // A killed mover's connection is closed a moment before its tracees are let go.
             Err(Error::Task(remote::Error::Traced { .. })) if Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::park_timeout(Duration::from_millis(1));
             }
             // A debugger sits on one of its tasks: the pod still has to run again.
             Err(Error::Task(remote::Error::Traced { .. })) => return Ok(tasks.cgroup.thaw()?),

@@ -7,6 +7,7 @@ use crate::base::addr::PAGE;
 use crate::kernel::pagemap::{PageIs, Query};
 use crate::kernel::vmio;
 use crate::state::Tree;
+use crate::state::mm::MmLayout;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -98,15 +99,27 @@ fn reader_and_filler() {
     rate("populate from inside (MADV_POPULATE_WRITE)", size, populate);
     rate("filler, after populating", size, copy());
 
-    source.run(&format!("set {} {size} 0", range.start));
+    zeros_and_digest(&mut source, &target, &layout, size);
+}
+
+fn zeros_and_digest(source: &mut Writer, target: &Writer, layout: &MmLayout, size: u64) {
+    let (from, none) = (HashMap::from([(layout.mm, source.pid())]), HashMap::new());
+    let start = layout.vmas.iter().map(|v| v.range).max_by_key(|r| r.len()).unwrap().start;
+    source.run(&format!("set {} {size} 0", start));
+    let mut chunk = Chunk::new();
     let zero = best(3, || {
-        let reader = Reader::new(&from, &none, work()).unwrap();
+        let reader = Reader::new(
+            &from,
+            &none,
+            reader::all_content(std::slice::from_ref(layout), &from, &none).unwrap(),
+        )
+        .unwrap();
         while reader.fill(&mut chunk).unwrap() {
             assert!(chunk.data().is_empty());
         }
     });
     rate("reader, all pages zero", size, zero);
-    let digest = best(3, || assert_eq!(digest::of_mm(target.pid(), &layout).unwrap().len(), 1));
+    let digest = best(3, || assert_eq!(digest::of_mm(target.pid(), layout).unwrap().len(), 1));
     rate("digest", size, digest);
 }
 

@@ -411,13 +411,8 @@ fn a_process_stopped_by_job_control_stays_so() {
 
 /// redis-server on a loopback port with clients. `PMCOLLECT_MIB` of data (32), `PMCOLLECT_CLIENTS` (100) and
 /// `PMCOLLECT_ROUNDS` (3) may be set to measure; times are printed.
-#[test]
-fn redis_with_clients_is_read_and_goes_on() {
-    let env =
-        |name: &str, default: u32| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
-    let (mib, clients) = (env("PMCOLLECT_MIB", 32), env("PMCOLLECT_CLIENTS", 100));
-    let rounds = env("PMCOLLECT_ROUNDS", 3);
-    let code = r#"
+/// A server and many clients of it that count, for MIB and CLIENTS put in.
+const REDIS_AND_CLIENTS: &str = r#"
 import subprocess
 def server():
     null = os.open("/dev/null", os.O_RDWR)
@@ -441,7 +436,14 @@ while True:
     wait()
     say(*[ask(s, "INCR n") for s in all])
 "#;
-    let code = code.replace("MIB", &mib.to_string()).replace("CLIENTS", &clients.to_string());
+
+#[test]
+fn redis_with_clients_is_read_and_goes_on() {
+    let env =
+        |name: &str, default: u32| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let (mib, clients) = (env("PMCOLLECT_MIB", 32), env("PMCOLLECT_CLIENTS", 100));
+    let rounds = env("PMCOLLECT_ROUNDS", 3);
+    let code = REDIS_AND_CLIENTS.replace("MIB", &mib.to_string()).replace("CLIENTS", &clients.to_string());
     // The clients are pid 1, which is not read: only the server is in the way of nothing.
     let mut pod = Pod::start(&code);
     let line = pod.line();
