@@ -65,6 +65,17 @@ fn reader_and_filler() {
     let ours = rate("reader, scan and zero test included", size, read);
     println!("{:<44} {:>9.0} %", "reader against raw", ours / raw_rate * 100.0);
 
+    let ahead = best(3, || {
+        let reader = std::sync::Arc::new(Reader::new(&from, &none, work()).unwrap());
+        let feed = feed::Feed::start(reader, 2, feed::DEFAULT_CHUNKS).unwrap();
+        let mut sum = 0;
+        while let Some(chunk) = feed.next() {
+            sum += chunk.unwrap().data().len() as u64;
+        }
+        assert_eq!(sum, size);
+    });
+    rate("feed, two reading threads", size, ahead);
+
     let tree = Tree { mms: vec![layout.clone()], ..Tree::default() };
     let filler = Filler::new(&tree, &to, &none).unwrap();
     let copy = || {
@@ -97,6 +108,45 @@ fn reader_and_filler() {
     rate("reader, all pages zero", size, zero);
     let digest = best(3, || assert_eq!(digest::of_mm(target.pid(), &layout).unwrap().len(), 1));
     rate("digest", size, digest);
+}
+
+#[test]
+fn rounds() {
+    use super::dirty::{MakeUserfaultfd, Tracker, View, Way};
+    struct Asked<'a>(&'a mut Writer);
+    impl MakeUserfaultfd for Asked<'_> {
+        fn userfaultfd(&mut self, _: i32) -> Result<std::os::fd::OwnedFd, Error> {
+            let number = self.0.run(&format!("uffd {}", crate::kernel::uffd::FLAGS));
+            let fd = self.0.borrow(&number);
+            self.0.run(&format!("closefd {number}"));
+            Ok(fd)
+        }
+    }
+    let size = mib() << 20;
+    let mut w = Writer::start();
+    let range = w.map(0, size / PAGE);
+    w.run(&format!("set {} {size} 1", range.start));
+    let mut tracker = Tracker::by(Way::WpAsync);
+    let (mm, pid) = (MmId(w.pid()), w.pid());
+    tracker.watch(mm, pid, &mut Asked(&mut w)).unwrap();
+    let layouts = [w.layout()];
+    println!("{} mappings", layouts[0].vmas.len());
+    let objects = HashMap::new();
+    let mut round = |what: &str, least: u64| {
+        let start = Instant::now();
+        let round =
+            tracker.round(&View { layouts: &layouts, objects: &objects, forked: false, last: true }).unwrap();
+        rate(what, size, start.elapsed());
+        assert!(round.bytes() >= least, "{} bytes", round.bytes());
+    };
+    round("first round", size);
+    round("quiet round", 0);
+    round("quiet round", 0);
+    w.run(&format!("scatter {} {size} 4000", range.start));
+    round("round, up to 4000 single pages", PAGE);
+    w.run(&format!("set {} {} 3", range.start, 16 << 20));
+    round("round, 16 MiB in a row", 16 << 20);
+    rate("end of tracking", size, best(1, || tracker = Tracker::by(Way::WpAsync)));
 }
 
 #[test]
