@@ -112,6 +112,11 @@ impl Monitor {
         self.life.starter = Some(conn);
     }
 
+    /// Who waits for the start, or launched this pod to arrive.
+    pub(super) fn life_launcher(&self) -> Option<ConnId> {
+        self.life.starter
+    }
+
     /// Processes built by another hand are the pod's now.
     pub(super) fn life_adopted(&mut self, cmd: Option<Started>) {
         self.life.daemons = cmd.is_none();
