@@ -20,6 +20,7 @@ use crate::state::fd::collect::{ProcView, Scan};
 use crate::state::inet::collect::RepairedSocket;
 use crate::state::mm::MmLayout;
 use crate::state::mm::collect::{Tables, layout, read_mappings};
+use crate::state::object::Object;
 use crate::state::signal;
 use crate::state::task::asked;
 use crate::state::task::collect::{
@@ -42,6 +43,9 @@ pub(super) struct Read {
 pub struct Snapshot {
     /// What travels.
     pub state: PodState,
+    /// The objects of the tree with those found since (descriptors under way in sockets): put in place of
+    /// `Tree::objects`.
+    pub objects: Vec<Object>,
     /// Bytes written to a port that the pod has not read yet (standard input).
     pub unread: Vec<(Port, Vec<u8>)>,
     /// TCP connections that go along.
@@ -104,6 +108,7 @@ impl Source {
         self.read.clear();
         self.last_pid = None;
         self.files.new_pass();
+        self.objects.new_pass();
         let init = self.init_status()?;
         for proc in &mut pod.procs {
             let (facts, layout) = self.read_process(proc, &init, &mut found)?;
@@ -124,6 +129,7 @@ impl Source {
         }
         let procs = family(&all, (self.view.init, &init), &mut found);
         found.extend(self.ipc.look()?);
+        self.private.content(&self.init, &mut self.objects, &mut found)?;
         if !found.is_empty() {
             return Err(Error::Refused(once(found)));
         }
@@ -160,7 +166,15 @@ impl Source {
             boottime_ns,
             realtime_ns: clock(ClockId::CLOCK_REALTIME)?,
         };
-        Ok(Snapshot { state, unread: fds.unread, kept: fds.kept, lost: fds.lost, warnings: fds.warnings })
+        let objects = self.objects.objects()?;
+        Ok(Snapshot {
+            state,
+            objects,
+            unread: fds.unread,
+            kept: fds.kept,
+            lost: fds.lost,
+            warnings: fds.warnings,
+        })
     }
 
     /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the pod sees them now: ours plus the offsets of its time namespace.

@@ -64,10 +64,18 @@ def work():
     path = "/dev/shm/named"
     open(path, "w").write("x" * 100)
     shm = open(path)
+    open("/dev/shm/closed", "w").write("y" * 50)
     say("ready")
     wait()
     more = os.memfd_create("later")
+    os.rename("/dev/shm/closed", "/dev/shm/moved")
+    os.unlink(path)
+    os.close(fd)
     say("more")
+    wait()
+    os.mkdir("/dev/shm/dir")
+    os.close(os.open("/dev/mqueue/q", os.O_CREAT)) if os.path.isdir("/dev/mqueue") else None
+    say("dir")
     pause()
 fork(work)
 pause()
@@ -82,19 +90,30 @@ pause()
     let memfd = |name: &'static [u8]| move |k: &ObjectKind| matches!(k, ObjectKind::Memfd { name: n, .. } if n == name);
     let at = find(&tree, &memfd(b"only an fd"));
     let shm = find(&tree, &|k| *k == ObjectKind::Private { path: b"/dev/shm/named".to_vec() });
-    assert_eq!((tree.objects[at].size, tree.objects[shm].size), (7, 100));
-    pod.go_on();
-    pod.line();
-    let again = source.prepare().unwrap();
-    assert_eq!(again.objects[..tree.objects.len()], tree.objects[..], "ids must not change");
-    let later = find(&again, &memfd(b"later"));
-    assert_eq!(later, tree.objects.len());
+    let closed = find(&tree, &|k| *k == ObjectKind::Private { path: b"/dev/shm/closed".to_vec() });
+    let sizes = [at, shm, closed].map(|i| tree.objects[i].size);
+    assert_eq!((sizes, tree.objects.len()), ([7, 100, 50], 3));
     let handles = source.handles().unwrap();
-    assert_eq!(handles.len(), again.objects.len());
+    assert_eq!(handles.len(), 3);
     let id = crate::state::object::ObjectId(u32::try_from(at).unwrap());
     let mut buf = [0; 16];
     let n = nix::sys::uio::pread(&handles[&id], &mut buf, 0).unwrap();
     assert_eq!(&buf[..n], b"content");
+    pod.go_on();
+    pod.line();
+    let again = source.prepare().unwrap();
+    assert_eq!(find(&again, &memfd(b"later")), 3, "ids must not change");
+    assert_eq!(again.objects[closed].kind, ObjectKind::Private { path: b"/dev/shm/moved".to_vec() });
+    assert_eq!(again.objects[shm].kind, ObjectKind::Deleted { path: b"/dev/shm/named".to_vec() });
+    assert_eq!((again.objects[at].size, source.handles().unwrap().len()), (0, 3), "closed: gone");
+    pod.go_on();
+    pod.line();
+    let found = source.preflight().unwrap();
+    let paths: Vec<_> = found.iter().map(|b| (b.kind.as_str(), b.path.as_deref().unwrap_or(""))).collect();
+    let queues = ("mqueue", "/dev/mqueue/q");
+    assert!(
+        paths.contains(&("tmpfs", "/dev/shm/dir")) && paths.iter().all(|p| p.0 == "tmpfs" || *p == queues)
+    );
 }
 
 #[test]
