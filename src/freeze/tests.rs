@@ -115,7 +115,7 @@ fn calls(h: &Hierarchies) -> Calls {
         match line.split_once(' ') {
             Some((tid, name)) => threads.push((tid.parse::<i32>().expect("tid"), name.to_owned())),
             None if line == "ready" => break,
-            None => assert!(line != "", "victim ended"),
+            None => assert!(!line.is_empty(), "victim ended"),
         }
     }
     let settled = |tid: i32, name: &str| {
@@ -142,7 +142,7 @@ impl Calls {
             while !well() {
                 let call = std::fs::read_to_string(format!("/proc/{tid}/syscall"));
                 assert!(Instant::now() < end, "{when}: {name} is in {call:?}, {:?}", status::of(*tid));
-                std::thread::park_timeout(Duration::from_micros(200));
+                std::thread::yield_now();
             }
         }
     }
@@ -237,8 +237,11 @@ fn kill_a_mover(pod: &Pod, within: Duration, state: &mut u64) {
         std::hint::spin_loop();
     }
     mover.kill().expect("kill");
-    mover.wait().expect("wait");
+    // As a monitor does at the end of file: it may not be quite dead.
+    let mut end = String::new();
+    while out.read_line(&mut end).expect("read") > 0 {}
     resume(&pod.tasks).expect("resume");
+    mover.wait().expect("wait");
 }
 
 /// A xorshift step: moments need to be random, not good.

@@ -31,7 +31,6 @@ pub fn identity(manifest: &mut Manifest, name: Option<&PodName>) -> Result<(), F
     spec.net.publish.clear();
     manifest.generation = 0;
     manifest.leave_running = false;
-    manifest.log_tail.clear();
     Ok(())
 }
 

@@ -12,7 +12,7 @@
 use super::report::Outcome;
 use super::resolve;
 use super::sink::Sink;
-use super::source::{Mover, out_of_turn};
+use super::source::{LOG_TAIL, Mover, out_of_turn, tail};
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
@@ -80,6 +80,9 @@ impl Mover<'_> {
         self.watch.lap("collect");
         self.send_pages(&feed)?;
         self.watch.lap("pages");
+        // The monitor emptied the output pipes into the log when it was told of the freeze.
+        let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
+        self.sink.record(&Record::Log(log))?;
         self.sink.record(&Record::State(Box::new(snapshot.state)))?;
         self.watch.lap("state");
         Ok(capture)

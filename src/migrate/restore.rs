@@ -88,8 +88,8 @@ pub fn run(store: &Store, order: &RestoreOrder, report: &mut Report) -> Result<O
                     report.connections.lost = clone::connections(state, before, after);
                 }
                 ended |= matches!(*record, Record::End { .. });
-                // Frames on their way to the original are not the clone's.
-                if !(clone && matches!(*record, Record::Frames(_))) {
+                // Log and frames of the original are not the clone's.
+                if !(clone && matches!(*record, Record::Frames(_) | Record::Log(_))) {
                     take_record(&mut target, *record)?;
                 }
             }

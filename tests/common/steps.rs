@@ -140,6 +140,14 @@ pub fn move_pod(lab: &Lab, pod: &str, from: &Host, to: &Host) -> Result<Value, S
             return Err(format!("{}: not {state} after the move\n{}", host.name, scene(lab)));
         }
     }
+    let ms = |key: &str| report[key].as_f64().unwrap_or_default() / 1e3;
+    println!(
+        "{pod}: {} to {}: frozen {} ms, in all {} ms",
+        from.name,
+        to.name,
+        ms("frozen_us"),
+        ms("total_us")
+    );
     Ok(report)
 }
 
