@@ -61,7 +61,7 @@ fn restart_is_by_policy() {
     host.start(spec).unwrap();
     assert_eq!(host.ended("again"), 0);
     assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 3);
-    let mut spec = host.spec("always", &["sh", "-c", "sleep 0.15"]);
+    let mut spec = host.spec("always", &["sh", "-c", "sleep 0.2"]);
     spec.restart = Restart::Always;
     host.start(spec).unwrap();
     let first = host.record("always").started.unwrap();
@@ -77,7 +77,7 @@ fn rm_removes_at_the_end_and_start_again_keeps_the_id() {
     spec.rm = true;
     host.start(spec).unwrap();
     until(LIMIT, "its removal", || host.store.find("gone").is_err().then_some(()));
-    host.sh("back", "sleep 0.15; exit 2").unwrap();
+    host.sh("back", "sleep 0.2; exit 2").unwrap();
     assert_eq!(host.ended("back"), 2);
     let id = host.record("back").spec.id;
     until(LIMIT, "the first monitor's end", || host.record("back").monitor.is_none().then_some(()));
@@ -163,7 +163,7 @@ fn killed_in_every_state_it_leaves_nothing() {
         }
     }
     // While it waits to be started again.
-    let mut spec = host.spec("r", &["sh", "-c", "sleep 0.15; exit 1"]);
+    let mut spec = host.spec("r", &["sh", "-c", "sleep 0.2; exit 1"]);
     spec.restart = Restart::Always;
     host.start(spec).unwrap();
     until(LIMIT, "the pause before a restart", || host.record("r").init_pid.is_none().then_some(()));

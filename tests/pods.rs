@@ -5,7 +5,7 @@ mod common;
 use common::podhost::*;
 use common::until;
 use podmig::base::Kind;
-use podmig::base::spec::{StartType, User};
+use podmig::base::spec::{StartType, User, Volume, VolumeMode};
 use podmig::pod::launch::{self, StartIo};
 use podmig::pod::proto::Event;
 use podmig::pod::store::Status;
@@ -147,14 +147,20 @@ P
 #[test]
 fn another_user_has_no_capabilities() {
     let mut host = Host::new();
-    let mut spec =
-        host.spec("u", &["sh", "-c", "id -u; id -g; id -G; grep CapPrm /proc/self/status; umask; ulimit -n"]);
+    let mut spec = host.spec(
+        "u",
+        &[
+            "sh",
+            "-c",
+            "id -u; id -g; id -G; grep CapPrm /proc/self/status; umask; ulimit -n; echo again > /dev/stdout",
+        ],
+    );
     spec.user = User { uid: 1234, gid: 1235, groups: vec![1236, 1237], ..User::default() };
     spec.umask = 0o077;
     spec.rlimits = vec![(7, 200, 300)];
     host.start(spec).unwrap();
     host.ended("u");
-    assert_eq!(host.log("u"), "1234\n1235\n1235 1236 1237\nCapPrm:\t0000000000000000\n0077\n200\n");
+    assert_eq!(host.log("u"), "1234\n1235\n1235 1236 1237\nCapPrm:\t0000000000000000\n0077\n200\nagain\n");
 }
 
 #[test]
@@ -304,4 +310,52 @@ fn limits_hold() {
     host.start(spec).unwrap();
     host.ended("lim");
     assert_eq!(host.log("lim"), "67108864\n20\n");
+}
+
+#[test]
+fn own_and_read_only_directories() {
+    let mut host = Host::new();
+    let (own, ro) = (host.dir.path().join("own"), host.dir.path().join("ro"));
+    for dir in [&own, &ro] {
+        fs::create_dir(dir).unwrap();
+        fs::write(dir.join("file"), "x").unwrap();
+    }
+    let script = format!(
+        "ls -A {o}; echo y > {o}/mine && echo own; cat {r}/file; echo y > {r}/file; stat -c %a {o}",
+        o = own.display(),
+        r = ro.display()
+    );
+    let mut spec = host.spec("dirs", &["sh", "-c", &script]);
+    spec.tmpfs = vec![own.to_str().unwrap().to_owned()];
+    spec.volumes = vec![Volume { dir: ro.to_str().unwrap().to_owned(), mode: VolumeMode::Ro }];
+    host.start(spec).unwrap();
+    host.ended("dirs");
+    let log = host.log("dirs");
+    assert!(
+        log.starts_with("own\nx") && log.contains("Read-only file system") && log.ends_with("755\n"),
+        "{log}"
+    );
+    assert!(!own.join("mine").exists() && own.join("file").exists());
+    for bad in ["/nowhere", "/proc", "relative"] {
+        let mut spec = host.spec("bad", &["true"]);
+        spec.tmpfs = vec![bad.to_owned()];
+        let f = host.start(spec).unwrap_err();
+        assert!(f.object == bad && f.message.contains("mounted over"), "{f}");
+        assert!(host.store.find("bad").is_err());
+    }
+}
+
+#[test]
+fn privileged_means_without_walls() {
+    let mut host = Host::new();
+    let script = "grep -E 'CapBnd|Seccomp:' /proc/self/status; mount -t tmpfs x /mnt && umount /mnt && echo mounted; \
+        test -c /dev/loop-control && echo host-dev; ls -l /dev/ptmx; tty";
+    let mut spec = host.spec("priv", &["sh", "-c", script]);
+    spec.privileged = true;
+    host.start(spec).unwrap();
+    host.ended("priv");
+    let log = host.log("priv");
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    let bounding = own.lines().find(|l| l.starts_with("CapBnd")).unwrap();
+    assert!(log.contains(bounding) && log.contains("Seccomp:\t0") && log.contains("mounted"), "{log}");
 }

@@ -3,7 +3,7 @@
 use super::client::Client;
 use super::monitor::{LAUNCH_FD, Launch, Mode, Prepared};
 use super::proto::{self, Error, Event, Message, Reply};
-use super::store::{Record, Store, make_dir, plain};
+use super::store::{Record, Status, Store, make_dir, plain};
 use crate::base::spec::PodSpec;
 use crate::base::{Failure, Kind, PodId};
 use crate::kernel::{clone, seqpacket};
@@ -53,6 +53,12 @@ pub fn start(store: &Store, spec: PodSpec, io: StartIo) -> Result<Started, Failu
 /// As [`start`]; what was known of the pod before is kept then.
 pub fn start_again(store: &Store, id: &PodId, io: StartIo) -> Result<Started, Failure> {
     let record = store.reserve_again(id)?;
+    if let Some(lost) = record.previous.as_deref().filter(|p| p.status == Status::Lost)
+        && let Err(f) = super::monitor::sweep(store, lost)
+    {
+        let _ = store.give_back(&record);
+        return Err(f);
+    }
     start_reserved(store, record, io)
 }
 

@@ -139,7 +139,7 @@ pub fn spec(name: &str, cmd: &[&str]) -> PodSpec {
         net: NetSpec { mode: NetMode::None, ..NetSpec::default() },
         tty: false,
         start_type: StartType::Exec,
-        grace_ms: 100,
+        grace_ms: 40,
         restart: Restart::No,
         rm: false,
         volumes: Vec::new(),

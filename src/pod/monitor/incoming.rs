@@ -30,7 +30,9 @@ impl Monitor {
             let text = format!("cannot make its output channels: {}", crate::pod::store::plain(&e));
             Failure::new(Kind::Failed, name.as_str(), text)
         };
-        let made = self.surround(clocks, true).and_then(|()| self.stdio.open_pipes(true).map_err(failed));
+        let made = self
+            .surround(clocks, true)
+            .and_then(|()| self.stdio.open_pipes(true, self.record.spec.user.uid).map_err(failed));
         if let Err(f) = made {
             return self.start_failed_for(launcher, f);
         }

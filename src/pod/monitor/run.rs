@@ -11,7 +11,7 @@ use crate::base::{Failure, Kind, PodId};
 use crate::pod::moving;
 use crate::pod::proto;
 use crate::pod::store::{Places, Record, Store, make_dir};
-use crate::sandbox::space::Clocks;
+use crate::sandbox::{self, space::Clocks};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -108,6 +108,8 @@ fn serve() -> Result<(), Failure> {
     };
     let (launch, fds) = proto::recv::<Launch>(&channel)
         .map_err(|e| Failure::new(Kind::Usage, "__monitor", format!("not launched by podmig: {e}")))?;
+    // The caller's limits are its command's (they stand in its definition), not ours.
+    sandbox::limits::lift();
     let mut signals = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]
         .into_iter()
@@ -210,6 +212,7 @@ impl Monitor {
         // Cloned into its v2 part by the launcher.
         self.life.own_group = Some(birth::monitor_group(&self.life.group, group)?);
         self.life.lock = Some(self.lock()?);
+        super::sweep::keep_group(&self.store.places, &self.record.spec.id, &self.life.group)?;
         let path = self.store.places.socket(&self.record.spec.id);
         if let Some(dir) = path.parent() {
             make_dir(dir)?;
