@@ -20,6 +20,10 @@ pub use error::{Error, Result};
 use crate::kernel::cgroup::Freezer;
 use crate::kernel::status;
 use crate::remote::{self, Session, Stopped};
+use std::time::{Duration, Instant};
+
+/// How long a tracer may take to die before it counts as a debugger that stays.
+const DYING_TRACER: Duration = Duration::from_millis(200);
 
 /// A pod as the freezer sees it.
 #[derive(Clone, Debug)]
@@ -117,19 +121,27 @@ pub fn pause(tasks: &PodTasks) -> Result<()> {
     stop_all(tasks)?.leave_frozen()
 }
 
-/// Resumes a paused pod. Signals that came in between interrupt the calls they would have interrupted.
+/// Resumes a frozen pod: one that was paused, or one whose mover died. Calls that a mover's stop interrupted and did not live to mend are mended,
+/// signals that came in between interrupt the calls they would have interrupted. Not frozen: nothing to do.
 pub fn resume(tasks: &PodTasks) -> Result<()> {
     if !tasks.cgroup.is_frozen()? {
         return Ok(());
     }
-    match stop_all(tasks) {
-        Ok(mut pod) => {
-            pod.was_frozen = false;
-            pod.let_go(true)
+    let end = Instant::now() + DYING_TRACER;
+    loop {
+        match stop_all(tasks) {
+            Ok(mut pod) => {
+                pod.was_frozen = false;
+                return pod.let_go(true);
+            }
+            // A killed mover's connection is closed a moment before its tracees are let go.
+            Err(Error::Task(remote::Error::Traced { .. })) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // A debugger sits on one of its tasks: the pod still has to run again.
+            Err(Error::Task(remote::Error::Traced { .. })) => return Ok(tasks.cgroup.thaw()?),
+            Err(error) => return Err(error),
         }
-        // A debugger sits on one of its tasks: the pod still has to run again.
-        Err(Error::Task(remote::Error::Traced { .. })) => Ok(tasks.cgroup.thaw()?),
-        Err(error) => Err(error),
     }
 }
 

@@ -76,7 +76,7 @@ fn write_file(path: &Path, text: &str) -> Result<()> {
 pub struct Hierarchies {
     /// Mount point of cgroup2.
     pub v2: Option<PathBuf>,
-    /// Mount points of v1 controllers by controller name (`freezer`, `memory`, `cpu`, `pids`, …).
+    /// Mount points of v1 hierarchies by controller or name (`freezer`, `memory`, `cpu`, `pids`, `systemd`, …).
     pub v1: BTreeMap<String, PathBuf>,
 }
 
@@ -102,8 +102,9 @@ impl Hierarchies {
                 Some("cgroup2") => found.v2 = found.v2.or(Some(point)),
                 Some("cgroup") => {
                     for option in tail.nth(1).unwrap_or_default().split(',') {
-                        if !matches!(option, "rw" | "ro" | "xattr" | "") && !option.contains('=') {
-                            found.v1.entry(option.to_owned()).or_insert_with(|| point.clone());
+                        let name = option.strip_prefix("name=").unwrap_or(option);
+                        if !matches!(name, "rw" | "ro" | "xattr" | "") && !name.contains('=') {
+                            found.v1.entry(name.to_owned()).or_insert_with(|| point.clone());
                         }
                     }
                 }
@@ -150,8 +151,8 @@ pub struct Cgroup {
     rel: PathBuf,
 }
 
-/// v1 controllers that hold limits a pod can have.
-const LIMITERS: [&str; 3] = ["memory", "cpu", "pids"];
+/// v1 hierarchies a pod's group is made in: those of limits, and the one by which an older systemd finds what belongs to a session.
+const JOINED: [&str; 4] = ["memory", "cpu", "pids", "systemd"];
 
 impl Cgroup {
     /// Makes the group (and its parents) at `rel` below each root, e.g. `podmig/ID/pod`. One that is there is taken.
@@ -196,7 +197,7 @@ impl Cgroup {
             (None, None) => return Err(Error::NoHierarchy),
         };
         let mut v1 = BTreeMap::new();
-        for name in LIMITERS {
+        for name in JOINED {
             if let (Some(dir), false) = (h.v1.get(name), h.v2_has(name)) {
                 v1.insert(name, dir.join(&rel));
             }
@@ -229,7 +230,16 @@ impl Cgroup {
 
     /// Moves process `pid` (0 = the caller) with all its threads into the group, in every hierarchy.
     pub fn add(&self, pid: i32) -> Result<()> {
-        self.dirs().try_for_each(|dir| write_file(&dir.join("cgroup.procs"), &pid.to_string()))
+        write_file(&self.main.join("cgroup.procs"), &pid.to_string())?;
+        for (name, dir) in &self.v1 {
+            match write_file(&dir.join("cgroup.procs"), &pid.to_string()) {
+                // A real-time task, and a v1 cpu group without real-time share (sched(7)): it stays where it was.
+                Err(Error::Io { source, .. })
+                    if *name == "cpu" && source.raw_os_error() == Some(libc::EINVAL) => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// Moves the calling process, which was cloned into the group (see [`Cgroup::clone_fd`]), into its v1 parts too.
@@ -266,69 +276,6 @@ impl Cgroup {
     /// The handle that freezes it.
     pub fn freezer(&self) -> Freezer {
         Freezer { dir: self.main.clone(), is_v2: self.is_v2 }
-    }
-
-    /// Writes the limits; `None` leaves a limit alone.
-    pub fn set_limits(&self, limits: &Limits) -> Result<()> {
-        if let Some(bytes) = limits.memory {
-            self.limit("memory", "memory", "memory.max", "memory.limit_in_bytes", &bytes.to_string())?;
-        }
-        if let Some(count) = limits.pids {
-            self.limit("pids", "pids", "pids.max", "pids.max", &count.to_string())?;
-        }
-        if let Some(cpus) = limits.cpus {
-            self.set_cpus(cpus)?;
-        }
-        Ok(())
-    }
-
-    fn set_cpus(&self, cpus: f64) -> Result<()> {
-        const PERIOD_US: u32 = 100_000;
-        // 1 ms is the least quota the kernel takes (man 7 cgroups, cpu.cfs_quota_us).
-        let quota = (cpus * f64::from(PERIOD_US)).round().clamp(1000.0, 1e15) as u64;
-        if let Some(dir) = self.v1.get("cpu") {
-            write_file(&dir.join("cpu.cfs_period_us"), &PERIOD_US.to_string())?;
-        }
-        let v2_value = format!("{quota} {PERIOD_US}");
-        if self.v1.contains_key("cpu") {
-            self.limit("cpus", "cpu", "cpu.max", "cpu.cfs_quota_us", &quota.to_string())
-        } else {
-            self.limit("cpus", "cpu", "cpu.max", "cpu.cfs_quota_us", &v2_value)
-        }
-    }
-
-    fn limit(
-        &self,
-        what: &'static str,
-        controller: &'static str,
-        v2_file: &str,
-        v1_file: &str,
-        value: &str,
-    ) -> Result<()> {
-        if let Some(dir) = self.v1.get(controller) {
-            return write_file(&dir.join(v1_file), value);
-        }
-        if !self.is_v2 || !self.enable_v2(controller)? {
-            return Err(Error::NoController { what, controller });
-        }
-        write_file(&self.main.join(v2_file), value)
-    }
-
-    /// Turns `controller` on for the group, from the root downwards; false if the root has none.
-    fn enable_v2(&self, controller: &str) -> Result<bool> {
-        let has = |dir: &Path| {
-            fs::read_to_string(dir.join("cgroup.controllers"))
-                .is_ok_and(|t| t.split_whitespace().any(|c| c == controller))
-        };
-        if !has(&self.root) {
-            return Ok(false);
-        }
-        let mut dir = self.root.clone();
-        for part in self.rel.components() {
-            write_file(&dir.join("cgroup.subtree_control"), &format!("+{controller}"))?;
-            dir.push(part);
-        }
-        Ok(has(&self.main))
     }
 
     /// SIGKILL to every process in the group and below it, frozen or not, then waits (bounded) until it is empty.
@@ -589,5 +536,6 @@ impl Freezer {
     }
 }
 
+mod limits;
 #[cfg(test)]
 mod tests;

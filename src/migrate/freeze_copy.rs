@@ -12,7 +12,7 @@
 use super::report::Outcome;
 use super::resolve;
 use super::sink::Sink;
-use super::source::{Mover, out_of_turn};
+use super::source::{LOG_TAIL, Mover, out_of_turn, tail};
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
@@ -34,6 +34,8 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// Threads that read pages ahead of the stream.
 const READERS: usize = 1;
+/// How long to wait for word of the pod's name after it runs there.
+const NAMED: Duration = Duration::from_secs(1);
 /// How long to wait for `Activated` before the pod counts as in doubt.
 const DOUBT: Duration = Duration::from_secs(5);
 
@@ -78,6 +80,9 @@ impl Mover<'_> {
         self.watch.lap("collect");
         self.send_pages(&feed)?;
         self.watch.lap("pages");
+        // The monitor emptied the output pipes into the log when it was told of the freeze.
+        let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
+        self.sink.record(&Record::Log(log))?;
         self.sink.record(&Record::State(Box::new(snapshot.state)))?;
         self.watch.lap("state");
         Ok(capture)
@@ -150,6 +155,9 @@ impl Mover<'_> {
                     self.report.warnings.push(format!("the source could not be cleaned up: {}", e.message));
                 }
                 self.watch.lap("cleanup");
+                if let Ok(Message::Named(dns)) = self.sink.channel().and_then(|c| Ok(c.expect(NAMED)?)) {
+                    self.report.dns = dns;
+                }
                 Ok(())
             }
             Decision::Aborted => Err(Failure::new(

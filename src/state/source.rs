@@ -62,6 +62,7 @@ pub struct Source {
     wide: Vec<u64>,
     files: FileTable,
     objects: ObjectTable,
+    ipc: ipc::SystemV,
     /// Mappings with their flags, as of the last look.
     known: HashMap<Who, Known>,
     /// Processes found to share nothing with one another.
@@ -83,6 +84,7 @@ impl Source {
         let private = private_file_systems(&init)?;
         let objects = ObjectTable::new(private.clone())?;
         Ok(Self {
+            ipc: ipc::SystemV::open(&init)?,
             view,
             walls,
             wide,

@@ -1,6 +1,7 @@
 //! Groups on the real kernel: made, frozen, limited, killed, removed.
 
 use super::*;
+use crate::base::spec::Limits;
 use std::process::{Child, Command};
 
 const HYBRID: &str = "\
@@ -16,7 +17,7 @@ fn layouts_are_told_apart() {
     let h = Hierarchies::parse(HYBRID);
     assert_eq!(h.v2.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
     assert_eq!(h.v1["cpu"], h.v1["cpuacct"]);
-    assert_eq!(h.v1.keys().collect::<Vec<_>>(), ["cpu", "cpuacct", "freezer"]);
+    assert_eq!(h.v1.keys().collect::<Vec<_>>(), ["cpu", "cpuacct", "freezer", "systemd"]);
     let pure = Hierarchies::parse("30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n");
     assert_eq!((pure.v2.is_some(), pure.v1.len()), (true, 0));
 }

@@ -83,5 +83,33 @@ pub enum FileKind {
     Port(Port),
 }
 
+/// Ends every TCP connection that leaves the pod, as a reset by the peer: for a clone, whose peers talk to the
+/// original. Connections between two sockets of the list stay.
+pub fn close_outside_connections(files: &mut [OpenFile]) {
+    use inet::{Ended, TcpState};
+    let ends: std::collections::HashSet<_> = files
+        .iter()
+        .filter_map(|f| match &f.kind {
+            FileKind::Tcp(t) if matches!(t.state, TcpState::Linked { .. }) => t.local.zip(t.peer),
+            _ => None,
+        })
+        .collect();
+    for f in files {
+        let FileKind::Tcp(t) = &mut f.kind else { continue };
+        let unread = match &mut t.state {
+            TcpState::Linked { link, .. } => {
+                if t.local.zip(t.peer).is_some_and(|(local, peer)| ends.contains(&(peer, local))) {
+                    continue;
+                }
+                std::mem::take(&mut link.recv.data)
+            }
+            TcpState::SynSent => vec![],
+            TcpState::Closed | TcpState::Listen(_) | TcpState::Over { .. } => continue,
+        };
+        t.state = TcpState::Over { how: Ended::Reset, unread };
+        (t.local, t.peer) = (None, None);
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -187,13 +187,10 @@ impl<'a> Hands<'a> {
             .collect();
         for now in 0..=2 {
             let these: Vec<(FileId, &TcpSocket)> = all.iter().filter(|s| rank(s.1) == now).copied().collect();
-            for made in inet::restore::tcp_all(&these)? {
-                self.made.warnings.extend(made.warnings);
-                for (id, fd, repaired) in made.sockets {
-                    self.made.files.insert(id, fd);
-                    self.made.repaired.extend(repaired);
-                }
-            }
+            let made = inet::restore::tcp_all(&these)?;
+            self.made.warnings.extend(made.warnings);
+            self.made.files.extend(made.sockets);
+            self.made.repaired.extend(made.repaired);
         }
         Ok(())
     }

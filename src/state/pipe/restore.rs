@@ -43,9 +43,9 @@ impl Pipes {
         warnings: &mut Vec<String>,
     ) -> Result<OwnedFd, Error> {
         let call = |name: &'static str| Error::restore(name, || what(end));
-        if !self.0.contains_key(&end.pipe) {
+        if let std::collections::hash_map::Entry::Vacant(e) = self.0.entry(end.pipe) {
             let pipe = make(proc, end, warnings)?;
-            self.0.insert(end.pipe, pipe);
+            e.insert(pipe);
         }
         let Some(pipe) = self.0.get_mut(&end.pipe) else { return Err(call("pipe2(2)")(Errno::EBADF)) };
         let (hold, fresh) = match flags & libc::O_ACCMODE {

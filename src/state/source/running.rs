@@ -2,7 +2,7 @@
 //!
 //! Anything may end, begin or change between two reads; a process that ended meanwhile is passed over.
 
-use super::{Source, ipc};
+use super::Source;
 use crate::base::Blocker;
 use crate::kernel::procfs::{Proc, Stat};
 use crate::state::Tree;
@@ -63,7 +63,7 @@ impl Source {
         {
             found.push(blocker("family", e.pid, e.why.to_string(), "no remedy while these processes live"));
         }
-        found.extend(ipc::system_v(&self.init)?);
+        found.extend(self.ipc.look()?);
         let views: Vec<ProcView> =
             live.iter().map(|f| ProcView { host_pid: f.host, pod_pid: f.pid() }).collect();
         found.extend(fd_preflight(&views, &self.fd_context())?);

@@ -46,9 +46,6 @@ pub enum Error {
     /// Content of the pod could not be made.
     #[error("making memory or a file of the pod")]
     Object(#[from] object::restore::Error),
-    /// An open file description could not be made.
-    #[error("a descriptor")]
-    Descriptor(#[from] fd::error::Error),
     /// The pod's namespaces could not be entered.
     #[error("entering the pod's {what} (process {init})")]
     Enter {
@@ -77,6 +74,9 @@ pub enum Error {
         /// Why.
         source: Errno,
     },
+    /// A description could not be made.
+    #[error("open files")]
+    Hands(#[source] fd::error::Error),
     /// The freezer.
     #[error("the pod's cgroup")]
     Cgroup(#[from] kernel::cgroup::Error),
@@ -104,7 +104,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let error = match error {
             Error::Files(blockers) => return Failure::refused("", blockers),
-            Error::Descriptor(e) => return e.into(),
+            Error::Hands(e) => return e.into(),
             other => other,
         };
         let kind = match &error {

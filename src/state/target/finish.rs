@@ -2,9 +2,9 @@
 
 use super::error::{Error, Result};
 use super::handover::{self, Arrangement, Coming};
-use super::{Builder, Finished, check};
+use super::{Builder, check};
 use crate::remote::Arg;
-use crate::state::fd::restore::{Hands as Makers, HandsContext, Inside, ProcessFds, discard};
+use crate::state::fd::restore::Inside;
 use crate::state::fd::{FdEntry, FileId};
 use crate::state::mm::MmLayout;
 use crate::state::object;
@@ -12,54 +12,19 @@ use crate::state::script::{About, Script};
 use crate::state::task::{ProcessState, restore};
 use crate::state::{PodState, Tree};
 use std::collections::HashMap;
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-/// What the descriptors' kinds have made for the pod.
+/// What the descriptors' room has made for the pod.
 pub(super) struct Hands<'a> {
     /// Every open file description.
     pub files: &'a HashMap<FileId, OwnedFd>,
-    /// What processes do themselves once all descriptors are in place.
+    /// What a process does itself once all descriptors of all processes are in place.
     pub inside: &'a Inside,
 }
 
 impl Builder {
-    /// Puts everything else in place. Memory must be filled by now. Afterwards every task stands in a ptrace stop
-    /// with its final registers, and nothing of ours is left in it. A failure leaves the builder fit for
-    /// [`Builder::abort`].
-    pub fn finish(&mut self, tree: &Tree, state: &PodState) -> Result<Finished> {
-        check::state(tree, state)?;
-        let start = Instant::now();
-        let proc = File::open("/proc").map_err(Error::io("/proc"))?;
-        let pids: HashMap<i32, i32> = self.bodies.iter().map(|(pid, body)| (*pid, body.host)).collect();
-        let ctx =
-            HandsContext { proc: proc.as_fd(), objects: &self.objects, ports: &self.ctx.ports, pids: &pids };
-        let mut made = self.ns.run(|| Ok(Makers::make(&state.files, &ctx)?))?;
-        let tables: Vec<ProcessFds<'_>> =
-            state.procs.iter().map(|p| ProcessFds { pid: p.pid, fds: &p.fds }).collect();
-        let inside = Inside::plan(&tables, &state.files);
-        self.warnings.extend(made.warnings.drain(..).chain(inside.warnings().iter().cloned()));
-        self.stage("open file descriptions", start);
-        let done = self.finish_with(tree, state, &Hands { files: &made.files, inside: &inside });
-        let armed = done.and_then(|()| Ok(made.arm_timers(state.realtime_ns)?));
-        if let Err(e) = armed {
-            self.ns.run(|| {
-                let root = File::open("/").map_err(Error::io("/"))?;
-                discard(&root, &made.socket_files);
-                Ok(())
-            })?;
-            return Err(e);
-        }
-        Ok(Finished {
-            repaired: made.repaired,
-            socket_files: made.socket_files,
-            late_locks: made.late_locks,
-            warnings: std::mem::take(&mut self.warnings),
-        })
-    }
-
-    /// The same with descriptions that are made already.
+    /// [`Builder::finish`] with descriptions that are made already.
     pub(super) fn finish_with(&mut self, tree: &Tree, state: &PodState, hands: &Hands<'_>) -> Result<()> {
         check::state(tree, state)?;
         let start = Instant::now();

@@ -19,9 +19,9 @@ mod family;
 mod files;
 mod finish;
 mod handover;
+mod hands;
 mod inside;
 mod leave;
-mod rebuild;
 mod space;
 mod threads;
 
@@ -67,16 +67,14 @@ pub struct Skeleton {
     pub objects: HashMap<ObjectId, OwnedFd>,
 }
 
-/// What is left for the monitor to do when the pod goes on, and what it must give up when it does not.
+/// What is left for the monitor to do when the pod runs.
 #[derive(Debug, Default)]
 pub struct Finished {
-    /// Connections in repair, for [`activate`](crate::state::fd::restore::activate). These duplicates must live as
-    /// long as the connections are not to be reset.
+    /// Sockets in repair, to be switched on at activation.
     pub repaired: Vec<Repaired>,
-    /// Files of sockets, for [`place`](crate::state::fd::restore::place) at activation, or
-    /// [`discard`](crate::state::fd::restore::discard).
+    /// Files of sockets, to be brought to their places at activation.
     pub socket_files: Vec<SocketFile>,
-    /// File locks that the source still holds.
+    /// File locks that the source still holds where both see one file system.
     pub late_locks: Vec<LateLock>,
     /// What could not be set and matters little, in words.
     pub warnings: Vec<String>,

@@ -113,8 +113,8 @@ impl Builder {
         timer::restore::arm(&mut s, &p.timers);
         let results = slot.run(self.leader(pid)?, s.as_batch());
         let results = self.judge(pid, &s, results)?;
+        acts.check(&results, &mut self.warnings).map_err(Error::Hands)?;
         timer::restore::check(&timers, &results).map_err(&unfit)?;
-        acts.check(&results, &mut self.warnings)?;
         self.from_outside(p)
     }
 

@@ -3,7 +3,7 @@
 use crate::kernel::descr;
 use crate::state::fd::collect::{Collected, FdContext, ProcView, Scan, preflight};
 use crate::state::fd::restore::{Hands, HandsContext, Made};
-use crate::state::fd::{Error, FileId, OpenFile};
+use crate::state::fd::{Error, FileId, OpenFile, Port};
 use crate::state::object::ObjectId;
 use crate::state::object::collect::ObjectTable;
 use nix::sys::signal::{Signal, kill};
@@ -18,8 +18,13 @@ use std::time::{Duration, Instant};
 /// Set-ups by name: what a child holds.
 pub type Setup = (&'static str, fn() -> Vec<OwnedFd>);
 /// All of them.
-pub const SETUPS: &[&[Setup]] =
-    &[super::files::SETUPS, super::unix::SETUPS, super::net::SETUPS, super::refused::SETUPS];
+pub const SETUPS: &[&[Setup]] = &[
+    super::files::SETUPS,
+    super::unix::SETUPS,
+    super::net::SETUPS,
+    super::refused::SETUPS,
+    super::inside::SETUPS,
+];
 
 /// Number of the first descriptor a child holds.
 pub const FIRST: RawFd = 10_000;
@@ -117,10 +122,14 @@ impl Holder {
 
     /// Stops it and reads everything.
     pub fn collect(&self) -> (Collected, ObjectTable) {
+        self.collect_as(self.view(), &self.context())
+    }
+
+    /// The same with something else to go by.
+    pub fn collect_as(&self, view: ProcView, ctx: &FdContext) -> (Collected, ObjectTable) {
         self.stop();
-        let ctx = self.context();
         let mut objects = ObjectTable::new(HashSet::new()).unwrap();
-        let scan = match Scan::new(&[self.view()], &ctx) {
+        let scan = match Scan::new(&[view], ctx) {
             Ok(scan) => scan,
             Err(Error::Blocked(b)) => panic!("blocked: {b:#?}"),
             Err(e) => panic!("{e}: {:?}", std::error::Error::source(&e)),
@@ -168,6 +177,20 @@ pub fn make(
     pids: &HashMap<i32, i32>,
     enter: impl FnOnce() + Send,
 ) -> Again {
+    match try_make(&collected, objects, pids, &HashMap::new(), enter) {
+        Ok(made) => Again { made, collected },
+        Err(e) => panic!("{e}: {:?}", std::error::Error::source(&e)),
+    }
+}
+
+/// The same, which may fail; with ports.
+pub fn try_make(
+    collected: &Collected,
+    objects: &ObjectTable,
+    pids: &HashMap<i32, i32>,
+    ports: &HashMap<Port, OwnedFd>,
+    enter: impl FnOnce() + Send,
+) -> Result<Made, Error> {
     let proc = std::fs::File::open("/proc").unwrap();
     let objects: HashMap<ObjectId, OwnedFd> = (0..objects.len() as u32)
         .map(|n| (ObjectId(n), objects.handle(ObjectId(n)).unwrap().try_clone_to_owned().unwrap()))
@@ -176,19 +199,14 @@ pub fn make(
     let bytes = postcard::to_stdvec(&collected.files).unwrap();
     let files: Vec<OpenFile> = postcard::from_bytes(&bytes).unwrap();
     assert_eq!(files, collected.files);
-    let ports = HashMap::new();
-    let made = std::thread::scope(|s| {
+    std::thread::scope(|s| {
         let body = || {
             enter();
-            let ctx = HandsContext { proc: proc.as_fd(), objects: &objects, ports: &ports, pids };
+            let ctx = HandsContext { proc: proc.as_fd(), objects: &objects, ports, pids };
             Hands::make(&files, &ctx)
         };
         s.spawn(body).join().unwrap()
-    });
-    match made {
-        Ok(made) => Again { made, collected },
-        Err(e) => panic!("{e}: {:?}", std::error::Error::source(&e)),
-    }
+    })
 }
 
 /// Start, read, kill, make again: the whole way for one set-up.

@@ -67,7 +67,13 @@ fn tcp(
             remote = syn_peer(table, id)?;
             TcpState::SynSent
         }
-        state::CLOSE => closed(fd.as_fd(), &mut local).map_err(call("peeking a closed connection"))?,
+        state::CLOSE => {
+            let state = closed(fd.as_fd()).map_err(call("peeking a closed connection"))?;
+            if matches!(state, TcpState::Over { .. }) {
+                local = None; // its port may be somebody else's by now
+            }
+            state
+        }
         s if super::is_linked(s) => {
             let saved = saved.ok_or_else(|| call("finding it in the list of connections")(Errno::EBUSY))?;
             set_reuseaddr(&mut opts, saved.reuseaddr);
@@ -105,7 +111,7 @@ fn syn_peer(table: &Table, id: FileId) -> Result<Option<SocketAddr>, Error> {
 }
 
 /// A socket in state CLOSE: fresh, bound, or a connection that is over.
-fn closed(fd: BorrowedFd, local: &mut Option<SocketAddr>) -> Result<TcpState, Errno> {
+fn closed(fd: BorrowedFd) -> Result<TcpState, Errno> {
     use crate::kernel::descr::poll_for;
     // A fresh socket polls OUT and HUP as well; a dead connection has read shutdown, too.
     let now = poll_for(fd, libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP, 0)?;
@@ -114,10 +120,7 @@ fn closed(fd: BorrowedFd, local: &mut Option<SocketAddr>) -> Result<TcpState, Er
         return Ok(TcpState::Closed);
     }
     let how = if now & libc::POLLERR != 0 { Ended::Reset } else { Ended::Closed };
-    let unread = peek(fd, sock::inq(fd)?)?;
-    // Its port may belong to somebody else by now; the name is only for show.
-    *local = local.filter(|a| !a.ip().is_unspecified());
-    Ok(TcpState::Over { how, unread })
+    Ok(TcpState::Over { how, unread: peek(fd, sock::inq(fd)?)? })
 }
 
 /// Peeks exactly `len` bytes.

@@ -20,40 +20,60 @@ fn shown(t: &TcpSocket) -> String {
     format!("TCP {} to {}", end(t.local), end(t.peer))
 }
 
-/// Sockets made by one share.
+/// What came of it.
 #[derive(Debug, Default)]
-pub(crate) struct Share {
-    /// Sockets, connections with what ends their repair.
-    pub sockets: Vec<(FileId, OwnedFd, Option<Repaired>)>,
+pub(crate) struct Made {
+    /// Sockets.
+    pub sockets: Vec<(FileId, OwnedFd)>,
+    /// Connections, with what ends their repair.
+    pub repaired: Vec<Repaired>,
     /// What is different now.
     pub warnings: Vec<String>,
 }
 
-/// Makes sockets, a share on each processor; threads are in the namespaces of the caller.
-pub(crate) fn tcp_all(sockets: &[(FileId, &TcpSocket)]) -> Result<Vec<Share>, Error> {
-    in_shares(sockets, |sockets| {
-        let (mut share, mut injector) = (Share::default(), Injector::default());
+/// Makes sockets, a share on each processor; threads are in the namespaces of the caller. All connections stand before
+/// the first is filled: one whose other end is in the pod, too, must not be answered by nobody.
+pub(crate) fn tcp_all(sockets: &[(FileId, &TcpSocket)]) -> Result<Made, Error> {
+    let stood = in_shares(sockets, |sockets| {
+        let (mut share, mut warnings) = (Vec::with_capacity(sockets.len()), Vec::new());
+        let mut injector = Injector::default();
         for (id, t) in sockets {
-            let (fd, repaired) = tcp(t, &mut injector, &mut share.warnings)?;
-            share.sockets.push((*id, fd, repaired));
+            share.push((*id, *t, stand(t, &mut injector, &mut warnings)?));
         }
-        Ok(share)
-    })
+        Ok::<_, Error>((share, warnings))
+    })?;
+    let mut made = Made::default();
+    let mut all = Vec::with_capacity(sockets.len());
+    for (share, warnings) in stood {
+        all.extend(share);
+        made.warnings.extend(warnings);
+    }
+    let filled = in_shares(&all, |sockets| {
+        let (mut repaired, mut warnings) = (Vec::new(), Vec::new());
+        let mut injector = Injector::default();
+        for (_, t, socket) in sockets {
+            if let TcpState::Linked { state, link } = &t.state {
+                repaired.push(fill(t, socket, *state, link, &mut injector, &mut warnings)?);
+            }
+        }
+        Ok::<_, Error>((repaired, warnings))
+    })?;
+    for (repaired, warnings) in filled {
+        made.repaired.extend(repaired);
+        made.warnings.extend(warnings);
+    }
+    made.sockets = all.into_iter().map(|(id, _, fd)| (id, fd)).collect();
+    Ok(made)
 }
 
-/// Makes a socket. A connection comes with what ends its repair.
-fn tcp(
-    t: &TcpSocket,
-    injector: &mut Injector,
-    warnings: &mut Vec<String>,
-) -> Result<(OwnedFd, Option<Repaired>), Error> {
+/// Makes a socket; a connection stands in repair, with nothing in it.
+fn stand(t: &TcpSocket, injector: &mut Injector, warnings: &mut Vec<String>) -> Result<OwnedFd, Error> {
     let call = |name: &'static str| Error::restore(name, || shown(t));
     let domain = if t.v6 { libc::AF_INET6 } else { libc::AF_INET };
     let socket = sock::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP).map_err(call("socket(2)"))?;
     let fd = socket.as_fd();
     own(fd, t.uid).map_err(call("fchown(2)"))?;
     early(fd, &t.options, t.v6).map_err(call("setsockopt(2)"))?;
-    let mut repaired = None;
     match &t.state {
         TcpState::Closed => {
             bind(fd, t.local).map_err(call("bind(2)"))?;
@@ -63,7 +83,7 @@ fn tcp(
             // What a listener hands down to its connections is set before.
             late(fd, &t.options, || shown(t), warnings).map_err(call("setsockopt(2)"))?;
             sock::listen(fd, *backlog).map_err(call("listen(2)"))?;
-            return Ok((socket, None));
+            return Ok(socket);
         }
         TcpState::SynSent => {
             bind(fd, t.local).map_err(call("bind(2)"))?;
@@ -74,28 +94,46 @@ fn tcp(
             }
         }
         TcpState::Over { how, unread } => {
-            over(fd, t, *how, unread, injector).map_err(call("rebuilding a closed connection"))?;
+            over(fd, t.v6, *how, unread, injector).map_err(call("rebuilding a closed connection"))?;
         }
-        TcpState::Linked { state, link } => {
-            let (Some(local), Some(peer)) = (t.local, t.peer) else {
-                return Err(call("connect(2)")(Errno::EDESTADDRREQ));
-            };
-            let ends = Ends { local, peer };
+        TcpState::Linked { link, .. } => {
+            let ends = ends(t).map_err(call("connect(2)"))?;
             connect(fd, ends, link).map_err(call("connecting in repair"))?;
-            finish(fd, ends, *state, link, injector).map_err(call("filling its queues"))?;
-            late(fd, &t.options, || shown(t), warnings).map_err(call("setsockopt(2)"))?;
-            // Only now: setting some options sends what the window lets go.
-            tcp_repair::set_window(fd, link.window).map_err(call("setsockopt(2) TCP_REPAIR_WINDOW"))?;
-            repaired = Some(Repaired {
-                fd: socket.try_clone().map_err(|_| call("dup(2)")(Errno::EMFILE))?,
-                reuseaddr: reuses(&t.options),
-                push: link.send.unsent > 0 || unsent_fin(*state, link),
-            });
-            return Ok((socket, repaired));
+            return Ok(socket);
         }
     }
     late(fd, &t.options, || shown(t), warnings).map_err(call("setsockopt(2)"))?;
-    Ok((socket, repaired))
+    Ok(socket)
+}
+
+/// Brings a standing connection to where the old one was.
+fn fill(
+    t: &TcpSocket,
+    socket: &OwnedFd,
+    state: u8,
+    link: &TcpLink,
+    injector: &mut Injector,
+    warnings: &mut Vec<String>,
+) -> Result<Repaired, Error> {
+    let call = |name: &'static str| Error::restore(name, || shown(t));
+    let fd = socket.as_fd();
+    let ends = ends(t).map_err(call("connect(2)"))?;
+    finish(fd, ends, state, link, injector).map_err(call("filling its queues"))?;
+    late(fd, &t.options, || shown(t), warnings).map_err(call("setsockopt(2)"))?;
+    // Only now: setting some options sends what the window lets go.
+    tcp_repair::set_window(fd, link.window).map_err(call("setsockopt(2) TCP_REPAIR_WINDOW"))?;
+    Ok(Repaired {
+        fd: socket.try_clone().map_err(|_| call("dup(2)")(Errno::EMFILE))?,
+        reuseaddr: reuses(&t.options),
+        push: link.send.unsent > 0 || unsent_fin(state, link),
+    })
+}
+
+fn ends(t: &TcpSocket) -> Result<Ends, Errno> {
+    match (t.local, t.peer) {
+        (Some(local), Some(peer)) => Ok(Ends { local, peer }),
+        _ => Err(Errno::EDESTADDRREQ),
+    }
 }
 
 fn bind(fd: BorrowedFd, local: Option<SocketAddr>) -> Result<(), Errno> {
@@ -113,6 +151,11 @@ struct Ends {
 fn connect(fd: BorrowedFd, ends: Ends, link: &TcpLink) -> Result<(), Errno> {
     tcp_repair::on(fd)?;
     sock::bind(fd, &sock::inet_addr(ends.local))?;
+    join(fd, ends, link)
+}
+
+/// The same for a socket that is in repair and bound.
+fn join(fd: BorrowedFd, ends: Ends, link: &TcpLink) -> Result<(), Errno> {
     tcp_repair::choose(fd, Queue::Send)?;
     tcp_repair::set_seq(fd, link.send.seq)?;
     tcp_repair::choose(fd, Queue::Recv)?;
@@ -220,29 +263,23 @@ fn inject(
     Err(Errno::ETIMEDOUT)
 }
 
-/// A connection that is over: made with a peer that never was, and ended the way it ended.
-fn over(
-    fd: BorrowedFd,
-    t: &TcpSocket,
-    how: Ended,
-    unread: &[u8],
-    injector: &mut Injector,
-) -> Result<(), Errno> {
-    let loopback: IpAddr = if t.v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
-    let ends = Ends {
-        local: t.local.unwrap_or(SocketAddr::new(loopback, 0)),
-        peer: SocketAddr::new(t.local.map_or(loopback, |a| a.ip()), 9),
+/// A connection that is over: made on loopback with a stand-in for its peer, and ended the way it ended. Its old name
+/// is not kept: the port may be somebody else's by now.
+fn over(fd: BorrowedFd, v6: bool, how: Ended, unread: &[u8], injector: &mut Injector) -> Result<(), Errno> {
+    let loopback: IpAddr = if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let domain = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let peer = sock::socket(domain, libc::SOCK_STREAM, libc::IPPROTO_TCP)?;
+    let take_port = |fd: BorrowedFd| {
+        tcp_repair::on(fd)?;
+        sock::bind(fd, &sock::inet_addr(SocketAddr::new(loopback, 0)))?;
+        sock::parse_inet(&sock::name(fd, false)?).ok_or(Errno::EAFNOSUPPORT)
     };
-    let mut link = TcpLink { mss: 1460, ..TcpLink::default() };
-    link.recv.data = unread.to_vec();
-    let connected = connect(fd, ends, &link);
-    if connected == Err(Errno::EADDRNOTAVAIL) && t.local.is_some() {
-        // The address is gone from this host; only the name of a dead connection depends on it.
-        return over(fd, &TcpSocket { local: None, ..t.clone() }, how, unread, injector);
-    }
-    connected?;
-    let local = sock::parse_inet(&sock::name(fd, false)?).unwrap_or(ends.local);
-    let ends = Ends { local, ..ends };
+    let ends = Ends { local: take_port(fd)?, peer: take_port(peer.as_fd())? };
+    let link = TcpLink { mss: 1460, ..TcpLink::default() };
+    // The stand-in is there to be answered to; in repair it says nothing, not even at its end.
+    join(peer.as_fd(), Ends { local: ends.peer, peer: ends.local }, &link)?;
+    room(fd, 0, unread.len())?;
+    join(fd, ends, &link)?;
     tcp_repair::choose(fd, Queue::Recv)?;
     give(fd, unread)?;
     let seq = unread.len() as u32;
