@@ -142,7 +142,9 @@ impl Mover<'_> {
             Ok(decision) => decision,
             Err(lost) => return self.settle_by_monitor(&lost),
         };
-        let now = Instant::now();
+        // What the target did after the thaw, before it answered, is not frozen time.
+        let after = self.report.stages.iter().filter(|s| s.name == "target.record").map(|s| s.us).sum();
+        let now = Instant::now().checked_sub(Duration::from_micros(after)).unwrap_or_else(Instant::now);
         let us = |since: Option<Instant>| since.map_or(0, |t| now.duration_since(t).as_micros() as u64);
         self.report.frozen_us = us(self.frozen);
         self.report.downtime_us = us(self.held);
