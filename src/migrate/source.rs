@@ -64,7 +64,11 @@ pub fn run(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let watch = Stopwatch::start("source");
-    let mut sink = open(me, order)?;
+    // The pod has not been touched: it runs here, and that is what the exit code says.
+    let mut sink = open(me, order).map_err(|f| match f.kind {
+        Kind::Failed => Failure { kind: Kind::BeforeCommit, ..f },
+        _ => f,
+    })?;
     let ours =
         facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
     let blockers = match &mut sink {
