@@ -168,7 +168,7 @@ fn footprint(lab: &Lab, id: &str) -> Footprint {
         found.insert(format!("{} routes", host.name), inside("ip", &["route"]));
         let root = host.root.to_str().expect("path");
         for place in ["run/podmig", "var/lib/podmig/pods"] {
-            let files = find(&[&format!("{root}/{place}"), "!", "-type", "d"]);
+            let files = find(&[&format!("{root}/{place}"), "!", "-type", "d", "!", "-name", ".lock"]);
             found.insert(format!("{} {place}", host.name), files);
         }
     }

@@ -1,7 +1,7 @@
 //! The subcommands podmig runs itself with, beside those of a pod: a worker for one caller, a question to a target.
 
 use crate::base::{Failure, PodId};
-use crate::migrate::{resolve, worker};
+use crate::migrate::{names, resolve, worker};
 use crate::pod::store::{Places, Store};
 use crate::wire::channel::Channel;
 use crate::wire::hosts::Hosts;
@@ -14,6 +14,8 @@ use std::process::ExitCode;
 
 /// A worker: `__serve ETC VAR RUN`, the accepted socket as standard input.
 pub(super) const SERVE: &str = "__serve";
+/// A pod's name brought up to date: `__name ETC VAR RUN ID`, its record as JSON on standard input if it may be gone.
+const NAME: &str = "__name";
 /// A question: `__resolve ETC VAR RUN ID`.
 const RESOLVE: &str = "__resolve";
 
@@ -28,6 +30,12 @@ pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
             let id = PodId::parse(args.get(5)?.to_str()?)?;
             resolve::ask(&Store::open(&places()?), &id)
         }
+        NAME => {
+            leave_group();
+            let id = PodId::parse(args.get(5)?.to_str()?)?;
+            let record = serde_json::from_reader(std::io::stdin()).ok();
+            names::follow(&Store::open(&places()?), &id, record)
+        }
         _ => return None,
     };
     Some(match done {
@@ -37,6 +45,16 @@ pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
             ExitCode::FAILURE
         }
     })
+}
+
+/// Out of the control group of the monitor that started us, which is removed when its pod ends.
+fn leave_group() {
+    use crate::kernel::cgroup::{Cgroup, Hierarchies};
+    if let Ok(h) = Hierarchies::detect()
+        && let Ok(root) = Cgroup::open(&h, std::path::Path::new(""))
+    {
+        let _ = root.add(0);
+    }
 }
 
 /// Serves the caller at standard input. Only hosts of the list get through the handshake.
@@ -51,8 +69,14 @@ fn serve(places: &Places) -> Result<(), Failure> {
             format!("no socket: {}", crate::kernel::errno_text(&e)),
         )
     })?;
+    let socket = TcpStream::from(socket);
+    // Whoever connects and leaves without a word (a port check) is no news.
+    let _ = socket.set_read_timeout(Some(std::time::Duration::from_secs(10)));
+    if matches!(socket.peek(&mut [0]), Ok(0)) {
+        return Ok(());
+    }
     let trusted = known.iter().map(|(key, _)| *key).collect();
-    let (mut channel, key) = Channel::accept(&me, trusted, TcpStream::from(socket))?;
+    let (mut channel, key) = Channel::accept(&me, trusted, socket)?;
     if let Some((_, name)) = known.into_iter().find(|(k, _)| *k == key) {
         channel.peer = name;
     }

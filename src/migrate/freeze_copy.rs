@@ -12,7 +12,7 @@
 use super::report::Outcome;
 use super::resolve;
 use super::sink::Sink;
-use super::source::{Mover, out_of_turn};
+use super::source::{LOG_TAIL, Mover, out_of_turn, tail};
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
@@ -34,6 +34,8 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// Threads that read pages ahead of the stream.
 const READERS: usize = 1;
+/// How long to wait for word of the pod's name after it runs there.
+const NAMED: Duration = Duration::from_secs(1);
 /// How long to wait for `Activated` before the pod counts as in doubt.
 const DOUBT: Duration = Duration::from_secs(5);
 
@@ -78,6 +80,9 @@ impl Mover<'_> {
         self.watch.lap("collect");
         self.send_pages(&feed)?;
         self.watch.lap("pages");
+        // The monitor emptied the output pipes into the log when it was told of the freeze.
+        let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
+        self.sink.record(&Record::Log(log))?;
         self.sink.record(&Record::State(Box::new(snapshot.state)))?;
         self.watch.lap("state");
         Ok(capture)
@@ -137,7 +142,9 @@ impl Mover<'_> {
             Ok(decision) => decision,
             Err(lost) => return self.settle_by_monitor(&lost),
         };
-        let now = Instant::now();
+        // What the target did after the thaw, before it answered, is not frozen time.
+        let after = self.report.stages.iter().filter(|s| s.name == "target.record").map(|s| s.us).sum();
+        let now = Instant::now().checked_sub(Duration::from_micros(after)).unwrap_or_else(Instant::now);
         let us = |since: Option<Instant>| since.map_or(0, |t| now.duration_since(t).as_micros() as u64);
         self.report.frozen_us = us(self.frozen);
         self.report.downtime_us = us(self.held);
@@ -150,6 +157,9 @@ impl Mover<'_> {
                     self.report.warnings.push(format!("the source could not be cleaned up: {}", e.message));
                 }
                 self.watch.lap("cleanup");
+                if let Ok(Message::Named(dns)) = self.sink.channel().and_then(|c| Ok(c.expect(NAMED)?)) {
+                    self.report.dns = dns;
+                }
                 Ok(())
             }
             Decision::Aborted => Err(Failure::new(

@@ -14,8 +14,10 @@
 //!
 //! `sink` is where a stream goes (a host or a file), `report` what the user is told.
 
+pub mod clone;
 pub mod facts;
 pub mod freeze_copy;
+pub mod names;
 pub mod order;
 pub mod report;
 pub mod resolve;

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 /// How long the target may take for an answer that needs little work.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// How much of the log travels, bytes.
-const LOG_TAIL: u64 = 64 << 10;
+pub(super) const LOG_TAIL: u64 = 64 << 10;
 
 /// A mover at work.
 pub(super) struct Mover<'a> {
@@ -121,7 +121,15 @@ fn open(me: &Identity, order: &Order) -> Result<Sink, Failure> {
 /// No version in common, or the peer is gone.
 pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<Vec<Blocker>, Failure> {
     channel.message(&Message::Hello(Box::new(ours.clone())))?;
-    let theirs = match channel.expect(ANSWER)? {
+    let first = channel.expect(ANSWER).map_err(|e| match e {
+        // TLS 1.3: a caller whose key is unknown there learns of it only by the closed connection.
+        crate::wire::Error::Lost { host, .. } => crate::wire::Error::Untrusted {
+            host,
+            reason: "it closed the connection at once; it may not know this host's key".into(),
+        },
+        other => other,
+    })?;
+    let theirs = match first {
         Message::Hello(hello) => hello,
         other => return Err(out_of_turn(channel, &other)),
     };
@@ -158,6 +166,10 @@ impl Mover<'_> {
         self.stage("reservation")?;
         self.reserve()?;
         self.watch.lap("reserve");
+        // What would take long in the freeze and can be known now.
+        for pid in self.cgroup.procs().unwrap_or_default() {
+            crate::remote::look_ahead(pid);
+        }
         let tree = source.prepare()?;
         self.send_tree(&tree)?;
         self.watch.lap("skeleton");
@@ -220,7 +232,6 @@ impl Mover<'_> {
             realtime_ns: facts::realtime_ns(),
             memory: facts::resident(&self.cgroup),
             leave_running: self.order.leave_running,
-            log_tail: tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL),
         })
     }
 
@@ -268,7 +279,7 @@ impl Mover<'_> {
 }
 
 /// The last part of a file, from a line's beginning.
-fn tail(path: &std::path::Path, limit: u64) -> Vec<u8> {
+pub(super) fn tail(path: &std::path::Path, limit: u64) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let Ok(file) = std::fs::File::open(path) else { return Vec::new() };
     let len = file.metadata().map_or(0, |m| m.len());

@@ -16,7 +16,6 @@ use crate::memory::{Chunk, Filler, Run};
 use crate::net::{self, Frame, Replayer};
 use crate::pod::client::Client;
 use crate::pod::moving::{self, Arrival};
-use crate::pod::proto::Info;
 use crate::pod::store::{Record as PodRecord, Store};
 use crate::pod::{init, launch};
 use crate::sandbox::space::Clocks;
@@ -52,7 +51,6 @@ pub struct Target<'s> {
     request: Request,
     record: PodRecord,
     client: Client,
-    info: Info,
     builder: Option<Builder>,
     skeleton: Option<Skeleton>,
     tree: Option<Tree>,
@@ -61,6 +59,7 @@ pub struct Target<'s> {
     state: Option<PodState>,
     finished: Finished,
     frames: Vec<Frame>,
+    log: Vec<u8>,
     watch: Stopwatch,
 }
 
@@ -150,7 +149,6 @@ impl<'s> Target<'s> {
             request,
             record,
             client,
-            info: prepared.info,
             builder: Some(Builder::new(ctx)?),
             skeleton: None,
             tree: None,
@@ -159,6 +157,7 @@ impl<'s> Target<'s> {
             state: None,
             finished: Finished::default(),
             frames: Vec::new(),
+            log: Vec::new(),
             watch,
         };
         target.watch.lap("reserve");
@@ -226,6 +225,11 @@ impl<'s> Target<'s> {
         Ok(())
     }
 
+    /// The last part of the pod's log.
+    pub fn log(&mut self, log: Vec<u8>) {
+        self.log = log;
+    }
+
     /// Frames for the pod that arrived at the source.
     pub fn frames(&mut self, frames: Vec<NetFrame>) {
         self.frames.extend(frames.into_iter().filter_map(frame));
@@ -256,7 +260,7 @@ impl<'s> Target<'s> {
             clocks: (state.monotonic_ns, state.boottime_ns),
             realtime_ns: state.realtime_ns,
             started: self.request.manifest.started.parse().ok(),
-            log_tail: self.request.manifest.log_tail.clone(),
+            log_tail: std::mem::take(&mut self.log),
             socket_files: std::mem::take(&mut self.finished.socket_files),
         };
         self.client.moving(moving::Request::Prepared(arrival))?;

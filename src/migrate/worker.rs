@@ -1,6 +1,7 @@
 //! The target's end of a conversation: one worker process serves one caller.
 
 use super::facts;
+use super::names::{self, Named};
 use super::source::greet;
 use super::target::{Request, Target};
 use crate::base::{Decision, Failure, Kind, MoveId, PodId};
@@ -22,8 +23,10 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
     let ours =
         facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
     greet(&mut channel, &ours)?;
-    let served = match channel.expect(PATIENCE)? {
+    let mut name = String::new();
+    let mut served = match channel.expect(PATIENCE)? {
         Message::Reserve { move_id, manifest, publish, takeover, deadline_ms, dry_run } => {
+            name = manifest.spec.name.to_string();
             let request = Request { move_id, manifest: *manifest, publish, takeover, deadline_ms };
             if dry_run { rehearse(&mut channel, &request) } else { receive(store, &mut channel, request) }
         }
@@ -32,7 +35,10 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
             Err(crate::wire::Error::Protocol { host: channel.peer.clone(), got: other.name().into() }.into())
         }
     };
-    if let Err(failure) = &served {
+    if let Err(failure) = &mut served {
+        if failure.object.is_empty() {
+            failure.object.clone_from(&name);
+        }
         // The reason travels before the connection closes.
         let _ = channel.message(&Message::Refused(failure.clone()));
     }
@@ -98,6 +104,10 @@ pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<boo
             target.frames(frames);
             Ok(false)
         }
+        Record::Log(log) => {
+            target.log(log);
+            Ok(false)
+        }
         Record::Frozen | Record::End { .. } => Ok(false),
         Record::Manifest(_) => Err(damaged(crate::image::Error::Damaged("a second manifest".into()))),
     }
@@ -115,6 +125,8 @@ fn activate(store: &Store, channel: &mut Channel, target: Target<'_>) -> Result<
     let stages = std::mem::take(&mut owned.stages);
     let publish = owned.record.spec.net.publish.clone();
     channel.message(&Message::Activated { stages, dns: "none".into(), publish })?;
+    let named = names::publish_once(store, &owned.record).unwrap_or(Named::Pending);
+    let _ = channel.message(&Message::Named(named.as_str().into()));
     // Frames that still arrived at the source.
     while let Ok(Some(incoming)) = channel.next() {
         if let Incoming::Record(record) = incoming

@@ -85,6 +85,15 @@ pub(super) fn find(pid: i32, mem: &Mem, maps: &[Mapping]) -> Result<Gadgets> {
     Err(Error::NoGadget { pid, what })
 }
 
+/// Looks for the sequences in a running process and remembers where they are, so that no session has to search
+/// program text while a pod stands still.
+pub fn look_ahead(pid: i32) {
+    if let (Ok(mem), Ok(maps)) = (Mem::open(pid), mappings(pid)) {
+        // A process that has none is told when a session is opened.
+        let _ = find(pid, &mem, &maps);
+    }
+}
+
 fn offsets(mem: &Mem, map: &Mapping) -> Result<Offsets> {
     let key = (map.file.0.clone(), map.file.1, map.offset, map.range.len());
     let known = lock(|seen| seen.get(&key).copied());

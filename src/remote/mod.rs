@@ -26,8 +26,9 @@ pub(crate) mod victim;
 
 pub use batch::{Arg, Batch, CallIx, Data, MARK, Results};
 pub use error::{Error, Result};
+pub use gadget::look_ahead;
 pub use mem::Mem;
-pub use session::{Session, WINDOW, is_scratch, prepare};
+pub use session::{Session, WINDOW, is_scratch};
 pub use slot::{Slot, child_pids, new_child, thread_tids};
 pub use task::{Fate, Progress, Running, Saved, Stopped, Why};
 

@@ -41,14 +41,6 @@ pub fn is_scratch(range: AddrRange) -> bool {
     WINDOW.start <= range.start && range.end <= WINDOW.end
 }
 
-/// Searches the program of a running process for the code the first session in it borrows, so that no time is lost on it while everything stands:
-/// a few milliseconds once per program file. Failures are left to [`Session::open`], which tells them properly.
-pub fn prepare(pid: i32) {
-    if let (Ok(mem), Ok(maps)) = (super::Mem::open(pid), gadget::mappings(pid)) {
-        let _ = gadget::find(pid, &mem, &maps);
-    }
-}
-
 /// Batches in one process, through one of its threads (and others by [`Session::run_on`]). Dropping it closes it.
 #[derive(Debug)]
 pub struct Session<'a> {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 pub(crate) const WORK: &str = include_str!("victims/work.c");
+pub(crate) const RSEQ: &str = include_str!("victims/rseq.c");
 pub(crate) const CALLS: &str = include_str!("victims/calls.c");
 
 /// A running victim; killed and reaped at the end.
@@ -170,10 +171,10 @@ pub(crate) fn stop_threads(pid: i32) -> Vec<Stopped> {
         .collect()
 }
 
-/// Runs the ignored test `name` of this binary in a process of its own, with `key=value` in its environment.
+/// Runs the test `name` of this binary in a process of its own, with `key=value` in its environment, which gives it another part to play.
 pub(crate) fn helper(name: &str, env: &[(&str, String)]) -> Child {
     Command::new(std::env::current_exe().expect("own path"))
-        .args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"])
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .envs(env.iter().map(|(k, v)| (*k, v.as_str())))
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -50,6 +50,8 @@ pub enum Message {
         /// Published ports as they are here.
         publish: Vec<crate::base::spec::Publish>,
     },
+    /// Target, after `Activated`: state of the pod's name (`none`, `done`, `pending`).
+    Named(String),
     /// Source: forget it.
     Abort,
     /// Target: forgotten, and recorded so.
@@ -81,6 +83,7 @@ impl Message {
             Message::Prepared { .. } => "prepared",
             Message::Commit => "commit",
             Message::Activated { .. } => "activated",
+            Message::Named(_) => "named",
             Message::Abort => "abort",
             Message::Aborted => "aborted",
             Message::Refused(_) => "refused",

@@ -1,6 +1,7 @@
 //! Groups on the real kernel: made, frozen, limited, killed, removed.
 
 use super::*;
+use crate::base::spec::Limits;
 use std::process::{Child, Command};
 
 const HYBRID: &str = "\

@@ -19,21 +19,12 @@ impl Monitor {
         self.life.link.as_ref()
     }
 
-    /// Attaches the held link to the host's network and lifts the hold; what went wrong is returned in words.
-    pub(in crate::pod) fn let_traffic_in(&mut self) -> Vec<String> {
-        let mut trouble = Vec::new();
-        let Some(pod) = &self.pod else { return vec!["there is no pod".to_owned()] };
-        if let Some(link) = &self.life.link
-            && let Err(e) = net::release(link)
-        {
-            trouble.push(format!("link not attached: {e}"));
+    /// Attaches the held link to the host's network.
+    pub(in crate::pod) fn attach_link(&self) -> Result<(), String> {
+        match &self.life.link {
+            Some(link) => net::release(link).map_err(|e| format!("link not attached: {e}")),
+            None => Ok(()),
         }
-        let lifted =
-            net::Hold::open(pod.netns.as_fd(), &self.record.spec.net.mode).and_then(|mut hold| hold.lift());
-        if let Err(e) = lifted {
-            trouble.push(format!("hold not lifted: {e}"));
-        }
-        trouble
     }
 
     /// Tells the network where the pod now is.
@@ -61,6 +52,28 @@ impl Monitor {
             self.complain(&e.to_string());
         }
         self.set_status(Status::Running);
+        self.tell_name();
+    }
+
+    /// Starts the process that brings the pod's name up to date; it outlives us and tries until the server agrees.
+    pub(super) fn tell_name(&self) {
+        let places = &self.store.places;
+        if !places.etc.join("dns.toml").exists() {
+            return;
+        }
+        let mut command = std::process::Command::new("/proc/self/exe");
+        command.arg("__name").args([&places.etc, &places.var, &places.run]).arg(self.record.spec.id.as_str());
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+        use std::os::unix::process::CommandExt;
+        command.process_group(0);
+        match command.spawn() {
+            Ok(mut child) => {
+                if let Some(mut stdin) = child.stdin.take() {
+                    let _ = serde_json::to_writer(&mut stdin, &self.record);
+                }
+            }
+            Err(e) => self.complain(&format!("its name is not kept: {e}")),
+        }
     }
 
     /// The pod has left for good: link first (a killed server behind a lifted hold would end its connections), then

@@ -113,7 +113,11 @@ fn frozen(monitor: &mut Monitor) -> Result<(), String> {
     let Some(pod) = &monitor.pod else { return Err("it has no processes".to_owned()) };
     // Not on the mover's word: what follows rests on it.
     match pod.cgroup.freezer().is_frozen() {
-        Ok(true) => agreed(event(monitor, SourceEvent::Frozen)),
+        Ok(true) => {
+            // What the pod wrote goes into the log, whose end travels.
+            monitor.drain_output();
+            agreed(event(monitor, SourceEvent::Frozen))
+        }
         Ok(false) => Err("its control group is not frozen".to_owned()),
         Err(e) => Err(e.to_string()),
     }
@@ -170,15 +174,15 @@ fn undo(monitor: &mut Monitor) {
                 .complain(&format!("socket of pid {} fd {} not given back: {e}", socket.host_pid, socket.fd));
         }
     }
-    if let Some(hold) = &mut guard.hold {
-        if let Err(e) = hold.lift() {
-            monitor.complain(&format!("hold not lifted: {e}"));
-        }
+    if let Some(hold) = &mut guard.hold
+        && let Err(e) = hold.lift()
+    {
+        monitor.complain(&format!("hold not lifted: {e}"));
     }
-    if let Some(pod) = &monitor.pod {
-        if let Err(e) = pod.cgroup.freezer().thaw() {
-            monitor.complain(&format!("not thawed: {e}"));
-        }
+    if let Some(pod) = &monitor.pod
+        && let Err(e) = pod.cgroup.freezer().thaw()
+    {
+        monitor.complain(&format!("not thawed: {e}"));
     }
     end_asking(&mut guard);
     monitor.moving.stage = None;
@@ -231,11 +235,11 @@ fn ask(monitor: &mut Monitor) {
 
 /// A connection closed.
 pub fn closed(monitor: &mut Monitor, conn: ConnId) {
-    if let Some(guard) = &mut monitor.moving.guard {
-        if guard.conn == Some(conn) {
-            guard.conn = None;
-            let _ = event(monitor, SourceEvent::MoverGone);
-        }
+    if let Some(guard) = &mut monitor.moving.guard
+        && guard.conn == Some(conn)
+    {
+        guard.conn = None;
+        let _ = event(monitor, SourceEvent::MoverGone);
     }
 }
 

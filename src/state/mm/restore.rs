@@ -289,7 +289,7 @@ pub fn lock(s: &mut Script, layout: &MmLayout) {
 /// executable stays. No mapping of the former executable may be there when it changes, so this comes before [`map`].
 /// (PR_SET_MM_EXE_FILE would ask for CAP_SYS_RESOURCE; the map asks for CAP_CHECKPOINT_RESTORE only.)
 pub fn borders(s: &mut Script, b: &Borders, exe: Option<(Arg, i32)>) -> Result<(), String> {
-    if b.auxv.len() % 16 != 0 || b.auxv.len() > AUXV_MOST {
+    if !b.auxv.len().is_multiple_of(16) || b.auxv.len() > AUXV_MOST {
         return Err(format!("an auxiliary vector of {} bytes makes no sense", b.auxv.len()));
     }
     if let Some((fd, number)) = exe {

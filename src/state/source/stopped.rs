@@ -5,10 +5,10 @@
 //! may have changed since any earlier look. All the rest is read from `/proc` and by ptrace.
 
 use super::running::once;
-use super::{HostPids, Source, Who, ipc};
+use super::{HostPids, Source, Who};
 use crate::base::{Blocker, Failure};
 use crate::freeze::{StoppedPod, StoppedProc};
-use crate::kernel::procfs::{Status, TimerLine};
+use crate::kernel::procfs::{Proc, Status, TimerLine};
 use crate::kernel::ptrace;
 use crate::remote::{Batch, Results, is_scratch};
 use crate::sandbox::seccomp::profile;
@@ -20,6 +20,7 @@ use crate::state::fd::collect::{ProcView, Scan};
 use crate::state::inet::collect::RepairedSocket;
 use crate::state::mm::MmLayout;
 use crate::state::mm::collect::{Tables, layout, read_mappings};
+use crate::state::object::Object;
 use crate::state::signal;
 use crate::state::task::asked;
 use crate::state::task::collect::{
@@ -42,6 +43,9 @@ pub(super) struct Read {
 pub struct Snapshot {
     /// What travels.
     pub state: PodState,
+    /// The objects of the tree with those found since (descriptors under way in sockets): put in place of
+    /// `Tree::objects`.
+    pub objects: Vec<Object>,
     /// Bytes written to a port that the pod has not read yet (standard input).
     pub unread: Vec<(Port, Vec<u8>)>,
     /// TCP connections that go along.
@@ -104,6 +108,7 @@ impl Source {
         self.read.clear();
         self.last_pid = None;
         self.files.new_pass();
+        self.objects.new_pass();
         let init = self.init_status()?;
         for proc in &mut pod.procs {
             let (facts, layout) = self.read_process(proc, &init, &mut found)?;
@@ -123,7 +128,8 @@ impl Source {
             }
         }
         let procs = family(&all, (self.view.init, &init), &mut found);
-        found.extend(ipc::system_v(&self.init)?);
+        found.extend(self.ipc.look()?);
+        self.private.content(&self.init, &mut self.objects, &mut found)?;
         if !found.is_empty() {
             return Err(Error::Refused(once(found)));
         }
@@ -160,7 +166,15 @@ impl Source {
             boottime_ns,
             realtime_ns: clock(ClockId::CLOCK_REALTIME)?,
         };
-        Ok(Snapshot { state, unread: fds.unread, kept: fds.kept, lost: fds.lost, warnings: fds.warnings })
+        let objects = self.objects.objects()?;
+        Ok(Snapshot {
+            state,
+            objects,
+            unread: fds.unread,
+            kept: fds.kept,
+            lost: fds.lost,
+            warnings: fds.warnings,
+        })
     }
 
     /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the pod sees them now: ours plus the offsets of its time namespace.
@@ -220,7 +234,7 @@ impl Source {
         let leader = &proc.threads[0].stopped;
         let signals =
             signal::collect::process(leader, &facts.status, &answers.asked.signals, &answers.first)?;
-        let threads = self.threads(proc, &statuses, &seccomp, &answers, found)?;
+        let threads = self.threads((&facts.proc, proc), &statuses, &seccomp, &answers, found)?;
         let around = around(&facts, &self.init, &mut self.buf, found)?;
         let state = ProcessState {
             pid,
@@ -282,7 +296,7 @@ impl Source {
 
     fn threads(
         &mut self,
-        proc: &StoppedProc,
+        (dir, proc): (&Proc, &StoppedProc),
         statuses: &[Status],
         seccomp: &[Seccomp],
         answers: &Answers,
@@ -296,13 +310,11 @@ impl Source {
             };
             let (tid, stopped, status, pid) = (thread.host_tid, &thread.stopped, &statuses[i], proc.pod_pid);
             let said = asked::thread(&asked.own, results, (tid, pid), found)?;
-            let name = format!("/proc/{}/task/{tid}/comm", proc.host_pid);
-            let comm = std::fs::read(&name).map_err(|e| {
-                Error::read(tid, "comm")(nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0)))
-            })?;
+            let name = format!("task/{tid}/comm");
+            dir.read_into(name.as_str(), &mut self.buf).map_err(Error::read(tid, "comm"))?;
             all.push(ThreadState {
                 tid: thread.pod_tid,
-                comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
+                comm: self.buf.strip_suffix(b"\n").unwrap_or(&self.buf).to_vec(),
                 cpu: cpu::collect::cpu(stopped, asked.cpu, results, pid, found)?,
                 signals: signal::collect::thread(stopped, status, asked.signals, results)?,
                 cred: cred::collect::cred(status, said.securebits, seccomp[i]),

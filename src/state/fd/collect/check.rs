@@ -10,7 +10,6 @@ use crate::state::fd::FileId;
 use crate::state::fd::error::Error;
 use crate::state::object::collect::ObjectTable;
 use crate::state::{file, inet, pipe, unix};
-use nix::errno::Errno;
 use std::collections::HashSet;
 
 /// The kinds of descriptions.
@@ -210,8 +209,8 @@ pub(crate) fn all(table: &Table, ctx: &FdContext, sockets: &Sockets) -> Result<V
         let desc = table.desc(id);
         match one(table, id, ctx, sockets) {
             Ok(blockers) => found.extend(blockers),
-            // Closed since the table was read (the pod runs): nothing to refuse.
-            Err(Error::Fd { source: Errno::EBADF | Errno::ESRCH, .. }) => continue,
+            // Closed since the table was read, or another file by now: the next look will tell.
+            Err(Error::Fd { .. }) if table.running => continue,
             Err(e) => return Err(e),
         }
         // The object table knows which content it cannot carry: ask one that is thrown away.

@@ -1,6 +1,6 @@
 //! What cannot be carried is named.
 
-use super::harness::{FIRST, Holder, Setup};
+use super::harness::{FIRST, Holder, Setup, dir};
 use crate::kernel::sock;
 use crate::state::fd::collect::Scan;
 use crate::state::fd::{Error, FileId, FileKind, OpenFile, restore};
@@ -26,7 +26,7 @@ const NAMES: &[&str] = &[
 ];
 
 fn refused() -> Vec<OwnedFd> {
-    let dir = std::env::temp_dir().join(format!("pmfds-refused-{}", nix::unistd::getppid()));
+    let dir = dir();
     std::fs::create_dir_all(dir.join("gone")).unwrap();
     let open = |name: &str| std::fs::File::create(dir.join(name)).unwrap();
     let replaced = open("replaced");

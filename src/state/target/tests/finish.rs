@@ -293,9 +293,9 @@ fn signals_timers_and_settings_are_as_they_were() {
         time: Itimer { value_ns, interval_ns: 7_000_000_000 },
         overrun: 0,
     };
-    p.timers.posix = vec![timer(0, 0, 0, 0), timer(3, 4, 6, 3600_000_000_000)];
-    p.timers.itimers[0] = Itimer { value_ns: 1000_000_000_000, interval_ns: 0 };
-    p.rlimits = vec![(libc::RLIMIT_NOFILE as u32, 100, 200), (libc::RLIMIT_CORE as u32, 0, 0)];
+    p.timers.posix = vec![timer(0, 0, 0, 0), timer(3, 4, 6, 3_600_000_000_000)];
+    p.timers.itimers[0] = Itimer { value_ns: 1_000_000_000_000, interval_ns: 0 };
+    p.rlimits = vec![(libc::RLIMIT_NOFILE, 100, 200), (libc::RLIMIT_CORE, 0, 0)];
     (p.oom_score_adj, p.coredump_filter, p.subreaper, p.dumpable, p.thp_disable) = (500, 0x7f, true, 0, true);
     p.personality = 0x0040000; // ADDR_NO_RANDOMIZE
     p.membarrier = 1 << 4; // MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED
