@@ -196,7 +196,7 @@ impl<'s> Target<'s> {
         let first = self.tree.is_none();
         let skeleton = match &self.tree {
             None => self.builder()?.skeleton(&tree)?,
-            Some(_) => self.builder()?.rebuild(&tree)?,
+            Some(_) => self.builder()?.update(&tree)?,
         };
         match &mut self.filler {
             None => self.filler = Some(Filler::new(&tree, &skeleton.pids, &skeleton.objects)?),
