@@ -245,16 +245,8 @@ fn a_process_stopped_by_job_control_stays_so() {
     until("the stop again", || (state() == b'T').then_some(()));
 }
 
-/// redis-server on a loopback port with clients. `PMCOLLECT_MIB` of data (32), `PMCOLLECT_CLIENTS` (100) and
-/// `PMCOLLECT_ROUNDS` (3) may be set to measure; times are printed.
-#[test]
-fn redis_with_clients_is_read_and_goes_on() {
-    let env =
-        |name: &str, default: u32| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
-    let (mib, clients) = (env("PMCOLLECT_MIB", 32), env("PMCOLLECT_CLIENTS", 100));
-    let rounds = env("PMCOLLECT_ROUNDS", 3);
-    let code = r#"
-import subprocess
+/// Starts redis-server with `MIB` of data, and is `CLIENTS` clients that count.
+const REDIS: &str = r#"
 def server():
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2): os.dup2(null, fd)
@@ -277,7 +269,16 @@ while True:
     wait()
     say(*[ask(s, "INCR n") for s in all])
 "#;
-    let code = code.replace("MIB", &mib.to_string()).replace("CLIENTS", &clients.to_string());
+
+/// redis-server on a loopback port with clients. `PMCOLLECT_MIB` of data (32), `PMCOLLECT_CLIENTS` (100) and
+/// `PMCOLLECT_ROUNDS` (3) may be set to measure; times are printed.
+#[test]
+fn redis_with_clients_is_read_and_goes_on() {
+    let env =
+        |name: &str, default: u32| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let (mib, clients) = (env("PMCOLLECT_MIB", 32), env("PMCOLLECT_CLIENTS", 100));
+    let rounds = env("PMCOLLECT_ROUNDS", 3);
+    let code = REDIS.replace("MIB", &mib.to_string()).replace("CLIENTS", &clients.to_string());
     // The clients are pid 1, which is not read: only the server is in the way of nothing.
     let mut pod = Pod::start(&code);
     let line = pod.line();
