@@ -225,98 +225,11 @@ fn a_32_bit_program_is_refused() {
     ));
     let pid = pod.line().parse().unwrap();
     let host = pod.host(pid);
-<<<<<<< HEAD
-    let state = || {
-        let text = std::fs::read(format!("/proc/{host}/stat")).unwrap();
-        crate::kernel::procfs::Stat::parse(&text).unwrap().state
-    };
-    until("the stop", || (state() == b'T').then_some(()));
-    let (_, snap, _) = snapshot(&pod);
-    assert_eq!(snap.state.procs[0].stopped, Some(libc::SIGTSTP));
-    until("the stop again", || (state() == b'T').then_some(()));
-}
-
-/// redis-server on a loopback port with clients. `PMCOLLECT_MIB` of data (32), `PMCOLLECT_CLIENTS` (100) and
-/// `PMCOLLECT_ROUNDS` (3) may be set to measure; times are printed.
-/// A server and many clients of it that count, for MIB and CLIENTS put in.
-const REDIS_AND_CLIENTS: &str = r#"
-import subprocess
-def server():
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2): os.dup2(null, fd)
-    os.execv("/usr/bin/redis-server", ["redis-server", "--port", "7000", "--save", "", "--dir", "/tmp", "--io-threads", "2", "--enable-debug-command", "yes"])
-pid = fork(server)
-def connect():
-    while True:
-        try: return socket.create_connection(("127.0.0.1", 7000))
-        except ConnectionRefusedError: time.sleep(0.01)
-def ask(s, text):
-    s.sendall(text.encode() + b"\r\n")
-    got = b""
-    while not got.endswith(b"\r\n"): got += s.recv(65536)
-    return got.strip().decode()
-first = connect()
-assert ask(first, "DEBUG POPULATE %d key 1000" % (MIB * 1000)) == "+OK"
-all = [first] + [connect() for _ in range(CLIENTS - 1)]
-say(pid)
-while True:
-    wait()
-    say(*[ask(s, "INCR n") for s in all])
-"#;
-
-#[test]
-fn redis_with_clients_is_read_and_goes_on() {
-    let env =
-        |name: &str, default: u32| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
-    let (mib, clients) = (env("PMCOLLECT_MIB", 32), env("PMCOLLECT_CLIENTS", 100));
-    let rounds = env("PMCOLLECT_ROUNDS", 3);
-    let code = REDIS_AND_CLIENTS.replace("MIB", &mib.to_string()).replace("CLIENTS", &clients.to_string());
-    // The clients are pid 1, which is not read: only the server is in the way of nothing.
-    let mut pod = Pod::start(&code);
-    let line = pod.line();
-    let pid: i32 = line.parse().unwrap_or_else(|_| panic!("{line}"));
-    let count =
-        |round: u32| (1..=clients).map(|i| format!(":{}", round * clients + i)).collect::<Vec<_>>().join(" ");
-    let mut source = pod.source();
-    let timed = |what: &str, start: std::time::Instant| println!("{what:>20} {:?}", start.elapsed());
-    let now = std::time::Instant::now;
-    let t = now();
-    assert_eq!(source.preflight().unwrap(), []);
-    timed("preflight", t);
-    let t = now();
-    source.prepare().unwrap();
-    timed("prepare", t);
-    for round in 0..rounds {
-        pod.go_on();
-        assert_eq!(pod.line(), count(round));
-        let t = now();
-        let mut stopped = stop(&pod);
-        timed("stop", t);
-        let t = now();
-        let (tree, _) = source.tree(&mut stopped).unwrap();
-        timed("tree", t);
-        let t = now();
-        let mut told = Vec::new();
-        let mut note = |all: &[RepairedSocket]| -> Result<(), Failure> {
-            told.extend_from_slice(all);
-            Ok(())
-        };
-        let snap = source.collect(&stopped, &mut note).unwrap();
-        timed("collect", t);
-        assert_eq!(
-            (tree.procs.len(), tree.procs[0].pid, snap.state.procs[0].threads.len() >= 5),
-            (1, pid, true)
-        );
-        assert_eq!((told.len(), snap.kept), (clients as usize, clients as usize));
-        told.iter().for_each(|socket| unrepair(socket).unwrap());
-        stopped.release().unwrap();
-=======
     let runs = || std::fs::read_link(format!("/proc/{host}/exe")).ok().filter(|e| *e == path);
     if std::fs::read_to_string("/proc/config.gz").is_err() && !std::path::Path::new("/proc/sys/abi").is_dir()
     {
         println!("no 32-bit programs on this kernel: skipped");
         return;
->>>>>>> refs/heads/collect
     }
     until("the program", runs);
     let found = pod.source().preflight().unwrap();
