@@ -332,7 +332,10 @@ fn own_and_read_only_directories() {
     host.ended("dirs");
     let log = host.log("dirs");
     assert!(
-        log.starts_with("own\n") && log.contains("x") && log.contains("Read-only file system") && log.ends_with("755\n"),
+        log.starts_with("own\n")
+            && log.contains("x")
+            && log.contains("Read-only file system")
+            && log.ends_with("755\n"),
         "{log}"
     );
     assert!(!own.join("mine").exists() && own.join("file").exists());
