@@ -25,7 +25,9 @@ fn pages(host: i32, builder: &Builder) -> BTreeMap<u64, i32> {
     {
         let bit = |on: bool, n: i32| if on { n } else { 0 };
         let prot = bit(l.perms.read(), 1) | bit(l.perms.write(), 2) | bit(l.perms.exec(), 4);
-        (l.range.start..l.range.end).step_by(4096).for_each(|at| drop(found.insert(at, prot)));
+        (l.range.start..l.range.end).step_by(4096).for_each(|at| {
+            found.insert(at, prot);
+        });
     }
     found
 }
@@ -34,7 +36,9 @@ fn wanted(layout: &MmLayout) -> BTreeMap<u64, i32> {
     let mut all = BTreeMap::new();
     for v in &layout.vmas {
         let prot = crate::state::mm::restore::protection(v.flags);
-        (v.range.start..v.range.end).step_by(4096).for_each(|at| drop(all.insert(at, prot)));
+        (v.range.start..v.range.end).step_by(4096).for_each(|at| {
+            all.insert(at, prot);
+        });
     }
     all
 }
