@@ -1,153 +1,18 @@
-//! Pods as such, on the real kernel: started, logged, signalled, joined, ended, and nothing left of them.
+//! Pods as such, on the real kernel: started, logged, walled in, joined, and nothing left of them.
 
 mod common;
 
+use common::podhost::*;
 use common::until;
-use podmig::base::spec::{NetMode, NetSpec, PodSpec, Restart, StartType, User};
-use podmig::base::{Kind, PodId, PodName};
-use podmig::pod::client::Client;
-use podmig::pod::launch::{self, StartIo, Started};
-use podmig::pod::logs::Reader;
-use podmig::pod::monitor::group_of;
-use podmig::pod::proto::{Event, ExecSpec};
-use podmig::pod::store::{Places, Record, Status, Store};
+use podmig::base::Kind;
+use podmig::base::spec::{StartType, User, Volume, VolumeMode};
+use podmig::pod::launch::{self, StartIo};
+use podmig::pod::proto::Event;
+use podmig::pod::store::Status;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
-
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// A host of its own: a store in a temporary directory. What its pods leave is found at the end, and is a failure.
-struct Host {
-    dir: tempfile::TempDir,
-    store: Store,
-    specs: Vec<PodSpec>,
-}
-
-impl Host {
-    fn new() -> Host {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&Places::resolve(Some(dir.path())));
-        Host { dir, store, specs: Vec::new() }
-    }
-
-    fn spec(&mut self, name: &str, cmd: &[&str]) -> PodSpec {
-        let id = PodId::from_bits(u64::from_ne_bytes(random()));
-        PodSpec {
-            id,
-            name: PodName::parse(name).unwrap(),
-            cmd: cmd.iter().map(|s| (*s).to_owned()).collect(),
-            env: vec!["PATH=/usr/local/bin:/usr/bin:/bin".to_owned()],
-            cwd: "/".to_owned(),
-            user: User::default(),
-            umask: 0o22,
-            rlimits: Vec::new(),
-            hostname: name.to_owned(),
-            net: NetSpec { mode: NetMode::None, ..NetSpec::default() },
-            tty: false,
-            start_type: StartType::Exec,
-            grace_ms: 100,
-            restart: Restart::No,
-            rm: false,
-            volumes: Vec::new(),
-            tmpfs: Vec::new(),
-            limits: podmig::base::spec::Limits::default(),
-            cgroup_parent: None,
-            privileged: false,
-        }
-    }
-
-    fn io() -> StartIo {
-        StartIo { exe: Some(PathBuf::from(env!("CARGO_BIN_EXE_podmig"))), ..StartIo::default() }
-    }
-
-    fn start(&mut self, spec: PodSpec) -> Result<Started, podmig::base::Failure> {
-        self.specs.push(spec.clone());
-        launch::start(&self.store, spec, Self::io())
-    }
-
-    fn sh(&mut self, name: &str, script: &str) -> Result<Started, podmig::base::Failure> {
-        let spec = self.spec(name, &["sh", "-c", script]);
-        self.start(spec)
-    }
-
-    fn record(&self, name: &str) -> Record {
-        self.store.find(name).unwrap()
-    }
-
-    fn client(&self, name: &str) -> Client {
-        Client::connect(&self.store, &self.record(name)).unwrap()
-    }
-
-    fn log(&self, name: &str) -> String {
-        let path = self.store.places.log(&self.record(name).spec.id);
-        let Ok(mut reader) = Reader::open(&path) else { return String::new() };
-        let mut text = String::new();
-        loop {
-            let entries = reader.more().unwrap();
-            if entries.is_empty() {
-                return text;
-            }
-            for e in entries {
-                text += &String::from_utf8_lossy(&e.text);
-                text += if e.cut { "" } else { "\n" };
-            }
-        }
-    }
-
-    fn ended(&self, name: &str) -> i32 {
-        until(LIMIT, "the pod's end", || self.record(name).exit_status)
-    }
-
-    fn groups(&self, spec: &PodSpec) -> Vec<PathBuf> {
-        let rel = group_of(&self.store.places, spec, None);
-        ["unified", "memory", "cpu", "pids", ""]
-            .iter()
-            .map(|h| Path::new("/sys/fs/cgroup").join(h).join(&rel))
-            .filter(|p| p.exists())
-            .collect()
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        for spec in &self.specs {
-            if let Ok(Some(record)) = self.store.get(&spec.id)
-                && let Ok(mut client) = Client::connect(&self.store, &record)
-            {
-                let _ = client.kill();
-            }
-        }
-        if std::thread::panicking() {
-            for spec in &self.specs {
-                let log = fs::read_to_string(self.store.places.monitor_log(&spec.id)).unwrap_or_default();
-                eprintln!("monitor of {}: {log}", spec.name);
-            }
-            return;
-        }
-        let root = self.dir.path().to_string_lossy().into_owned();
-        for spec in &self.specs {
-            until(LIMIT, "the control groups' removal", || self.groups(spec).is_empty().then_some(()));
-            assert!(!self.store.places.socket(&spec.id).exists(), "socket of {} left", spec.name);
-        }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(!mounts.contains(&root), "a mount is left");
-    }
-}
-
-fn random() -> [u8; 8] {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
-    bytes
-}
-
-fn pipes() -> ([OwnedFd; 3], File, File, File) {
-    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
-    let ((in_r, in_w), (out_r, out_w), (err_r, err_w)) = (pipe(), pipe(), pipe());
-    ([in_r, out_w, err_w], in_w.into(), out_r.into(), err_r.into())
-}
 
 #[test]
 fn true_is_up_and_over() {
@@ -282,38 +147,20 @@ P
 #[test]
 fn another_user_has_no_capabilities() {
     let mut host = Host::new();
-    let mut spec =
-        host.spec("u", &["sh", "-c", "id -u; id -g; id -G; grep CapPrm /proc/self/status; umask; ulimit -n"]);
+    let mut spec = host.spec(
+        "u",
+        &[
+            "sh",
+            "-c",
+            "id -u; id -g; id -G; grep CapPrm /proc/self/status; umask; ulimit -n; echo again > /dev/stdout",
+        ],
+    );
     spec.user = User { uid: 1234, gid: 1235, groups: vec![1236, 1237], ..User::default() };
     spec.umask = 0o077;
     spec.rlimits = vec![(7, 200, 300)];
     host.start(spec).unwrap();
     host.ended("u");
-    assert_eq!(host.log("u"), "1234\n1235\n1235 1236 1237\nCapPrm:\t0000000000000000\n0077\n200\n");
-}
-
-#[test]
-fn signals_reach_the_command() {
-    let mut host = Host::new();
-    host.sh("s", "trap 'echo got; exit 4' USR1; echo up; while :; do sleep 0.05; done").unwrap();
-    until(LIMIT, "the trap", || host.log("s").contains("up").then_some(()));
-    host.client("s").signal(libc::SIGUSR1).unwrap();
-    assert_eq!(host.ended("s"), 4);
-    assert!(host.log("s").contains("got"));
-}
-
-#[test]
-fn stop_asks_then_ends() {
-    let mut host = Host::new();
-    host.sh("polite", "trap 'exit 3' TERM; while :; do sleep 0.05; done").unwrap();
-    host.sh("deaf", "trap '' TERM; while :; do sleep 1; done").unwrap();
-    host.client("polite").stop(Duration::from_secs(10)).unwrap();
-    assert_eq!(host.record("polite").exit_status, Some(3));
-    let begin = Instant::now();
-    host.client("deaf").stop(Duration::from_millis(200)).unwrap();
-    assert!(begin.elapsed() >= Duration::from_millis(200));
-    assert_eq!(host.record("deaf").exit_status, Some(137));
-    assert_eq!(host.record("deaf").status, Status::Exited);
+    assert_eq!(host.log("u"), "1234\n1235\n1235 1236 1237\nCapPrm:\t0000000000000000\n0077\n200\nagain\n");
 }
 
 #[test]
@@ -361,17 +208,6 @@ fn notify_waits_for_its_word() {
     spec.start_type = StartType::Notify;
     let f = host.start(spec).unwrap_err();
     assert!(f.message.contains("READY=1") && f.message.contains("status 3"), "{f}");
-}
-
-fn exec_spec(cmd: &[&str]) -> ExecSpec {
-    ExecSpec {
-        cmd: cmd.iter().map(|s| (*s).to_owned()).collect(),
-        env: vec!["PATH=/usr/bin:/bin".to_owned(), "X=y".to_owned()],
-        cwd: "/tmp".to_owned(),
-        user: User::default(),
-        umask: 0o22,
-        tty: None,
-    }
 }
 
 #[test]
@@ -459,72 +295,6 @@ fn in_the_foreground_all_three_streams_are_the_callers() {
 }
 
 #[test]
-fn the_starters_end_does_not_touch_the_pod() {
-    let mut host = Host::new();
-    let started = host.sh("stay", "while :; do echo beat; sleep 0.05; done").unwrap();
-    drop(started);
-    let before = host.log("stay").len();
-    until(LIMIT, "more output", || (host.log("stay").len() > before).then_some(()));
-    host.client("stay").kill().unwrap();
-    assert_eq!(host.record("stay").exit_status, Some(137));
-}
-
-#[test]
-fn restart_is_by_policy() {
-    let mut host = Host::new();
-    let file = host.dir.path().join("count");
-    let script = format!(
-        "echo x >> {f}; test $(wc -l < {f}) -ge 3 && sleep 0.3 && exit 0; sleep 0.2; exit 1",
-        f = file.display()
-    );
-    let mut spec = host.spec("again", &["sh", "-c", &script]);
-    spec.restart = Restart::OnFailure;
-    host.start(spec).unwrap();
-    assert_eq!(host.ended("again"), 0);
-    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 3);
-    let mut spec = host.spec("always", &["sh", "-c", "sleep 0.15"]);
-    spec.restart = Restart::Always;
-    host.start(spec).unwrap();
-    let first = host.record("always").started.unwrap();
-    until(LIMIT, "a restart", || host.record("always").started.filter(|t| *t > first));
-    host.client("always").stop(Duration::from_secs(5)).unwrap();
-    assert_eq!(host.record("always").status, Status::Exited);
-}
-
-#[test]
-fn rm_removes_at_the_end_and_start_again_keeps_the_id() {
-    let mut host = Host::new();
-    let mut spec = host.spec("gone", &["sh", "-c", "sleep 0.2"]);
-    spec.rm = true;
-    host.start(spec).unwrap();
-    until(LIMIT, "its removal", || host.store.find("gone").is_err().then_some(()));
-    host.sh("back", "sleep 0.15; exit 2").unwrap();
-    assert_eq!(host.ended("back"), 2);
-    let id = host.record("back").spec.id;
-    until(LIMIT, "the first monitor's end", || host.record("back").monitor.is_none().then_some(()));
-    launch::start_again(&host.store, &id, Host::io()).unwrap();
-    assert_eq!(host.record("back").status, Status::Running);
-    assert_eq!(host.ended("back"), 2);
-}
-
-#[test]
-fn a_killed_monitor_takes_the_pod_along() {
-    let mut host = Host::new();
-    host.sh("lost", "sleep 100").unwrap();
-    let record = host.record("lost");
-    let (monitor, init) = (record.monitor.clone().unwrap(), record.init_pid.unwrap());
-    let pid = nix::unistd::Pid::from_raw(monitor.pid);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    until(LIMIT, "the pod's end", || (!Path::new(&format!("/proc/{init}/ns/pid")).exists()).then_some(()));
-    until(LIMIT, "the record", || (host.record("lost").status == Status::Lost).then_some(()));
-    assert!(Client::connect(&host.store, &record).is_err());
-    podmig::pod::monitor::sweep(&host.store, &record).unwrap();
-    podmig::pod::monitor::sweep(&host.store, &record).unwrap();
-    assert!(host.groups(&record.spec).is_empty());
-    launch::start_again(&host.store, &record.spec.id, Host::io()).unwrap();
-}
-
-#[test]
 fn limits_hold() {
     let mut host = Host::new();
     let mut spec = host.spec(
@@ -543,96 +313,52 @@ fn limits_hold() {
 }
 
 #[test]
-fn a_paused_pod_stands_still() {
+fn own_and_read_only_directories() {
     let mut host = Host::new();
-    host.sh("p", "while :; do echo beat; sleep 0.02; done").unwrap();
-    until(LIMIT, "output", || host.log("p").contains("beat").then_some(()));
-    let mut client = host.client("p");
-    client.pause().unwrap();
-    client.pause().unwrap();
-    assert_eq!(host.record("p").status, Status::Paused);
-    let group = &host.groups(&host.specs[0])[0].join("pod");
-    assert_eq!(fs::read_to_string(group.join("cgroup.freeze")).unwrap(), "1\n");
-    let f = client.exec(&exec_spec(&["true"]), None).unwrap_err();
-    assert!(f.message.contains("paused"), "{f}");
-    client.resume().unwrap();
-    client.resume().unwrap();
-    let before = host.log("p").len();
-    until(LIMIT, "more output", || (host.log("p").len() > before).then_some(()));
-    client.pause().unwrap();
-    client.stop(Duration::from_secs(10)).unwrap();
-    assert_eq!(host.record("p").exit_status, Some(143));
-    host.sh("q", "sleep 100").unwrap();
-    let mut client = host.client("q");
-    client.pause().unwrap();
-    client.kill().unwrap();
-    assert_eq!(host.record("q").exit_status, Some(137));
-}
-
-/// The verbs that end a pod, while it is in each of its states; and its monitor killed in each.
-#[test]
-fn killed_in_every_state_it_leaves_nothing() {
-    let mut host = Host::new();
-    // While it waits for its daemon, for READY=1, and for its grace to pass.
-    for (i, kind) in [StartType::Forking, StartType::Notify, StartType::Exec].into_iter().enumerate() {
-        for hard in [false, true] {
-            let name = format!("k{i}{}", u8::from(hard));
-            let mut spec = host.spec(&name, &["sleep", "100"]);
-            spec.start_type = kind;
-            spec.grace_ms = 60_000;
-            host.specs.push(spec.clone());
-            let store = host.store.clone();
-            let starter =
-                std::thread::spawn(move || launch::start(&store, spec, Host::io()).map(|s| s.ended));
-            let record =
-                until(LIMIT, "the command", || host.store.find(&name).ok().filter(|r| r.cmd_pid.is_some()));
-            if hard {
-                let pid = nix::unistd::Pid::from_raw(record.monitor.clone().unwrap().pid);
-                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-                let f = starter.join().unwrap().unwrap_err();
-                assert!(f.message.contains("monitor ended"), "{f}");
-            } else {
-                host.client(&name).kill().unwrap();
-                assert_eq!(starter.join().unwrap().unwrap(), Some(137));
-            }
-            let init = record.init_pid.unwrap();
-            until(LIMIT, "the end of its processes", || {
-                (!Path::new(&format!("/proc/{init}/ns/pid")).exists()).then_some(())
-            });
-        }
+    let (own, ro) = (host.dir.path().join("own"), host.dir.path().join("ro"));
+    for dir in [&own, &ro] {
+        fs::create_dir(dir).unwrap();
+        fs::write(dir.join("file"), "x").unwrap();
     }
-    // While it waits to be started again.
-    let mut spec = host.spec("r", &["sh", "-c", "sleep 0.15; exit 1"]);
-    spec.restart = Restart::Always;
+    let script = format!(
+        "ls -A {o}; echo y > {o}/mine && echo own; cat {r}/file; echo y > {r}/file; stat -c %a {o}",
+        o = own.display(),
+        r = ro.display()
+    );
+    let mut spec = host.spec("dirs", &["sh", "-c", &script]);
+    spec.tmpfs = vec![own.to_str().unwrap().to_owned()];
+    spec.volumes = vec![Volume { dir: ro.to_str().unwrap().to_owned(), mode: VolumeMode::Ro }];
     host.start(spec).unwrap();
-    until(LIMIT, "the pause before a restart", || host.record("r").init_pid.is_none().then_some(()));
-    host.client("r").kill().unwrap();
-    assert_eq!(host.record("r").status, Status::Exited);
+    host.ended("dirs");
+    let log = host.log("dirs");
+    assert!(
+        log.starts_with("own\n")
+            && log.contains("x")
+            && log.contains("Read-only file system")
+            && log.ends_with("755\n"),
+        "{log}"
+    );
+    assert!(!own.join("mine").exists() && own.join("file").exists());
+    for bad in ["/nowhere", "/proc", "relative"] {
+        let mut spec = host.spec("bad", &["true"]);
+        spec.tmpfs = vec![bad.to_owned()];
+        let f = host.start(spec).unwrap_err();
+        assert!(f.object == bad && f.message.contains("mounted over"), "{f}");
+        assert!(host.store.find("bad").is_err());
+    }
 }
 
-/// The starter killed at some moment of the start: the pod is up or there is none, never a part of one.
 #[test]
-fn a_starter_that_dies_leaves_a_whole_pod_or_none() {
+fn privileged_means_without_walls() {
     let mut host = Host::new();
-    let exe = env!("CARGO_BIN_EXE_podmig");
-    for i in 0..12u64 {
-        let name = format!("s{i}");
-        let root = host.dir.path().to_str().unwrap().to_owned();
-        let args = ["--root", &root, "start", "--net", "none", "--name", &name, "--", "sleep", "100"];
-        let mut child = std::process::Command::new(exe).args(args).spawn().unwrap();
-        let moment = Instant::now() + Duration::from_micros(4000 * i);
-        until(LIMIT, "the moment", || (Instant::now() >= moment).then_some(()));
-        let _ = child.kill();
-        child.wait().unwrap();
-        // Whatever is there comes to rest: a running command, or nothing.
-        let record = until(LIMIT, "a whole pod or none", || match host.store.find(&name) {
-            Err(_) => Some(None),
-            Ok(r) if r.cmd_pid.is_some() => Some(Some(r)),
-            Ok(_) => None,
-        });
-        if let Some(record) = record {
-            host.specs.push(record.spec.clone());
-            host.client(&name).kill().unwrap();
-        }
-    }
+    let script = "grep -E 'CapBnd|Seccomp:' /proc/self/status; mount -t tmpfs x /mnt && umount /mnt && echo mounted; \
+        test -c /dev/loop-control && echo host-dev; ls -l /dev/ptmx";
+    let mut spec = host.spec("priv", &["sh", "-c", script]);
+    spec.privileged = true;
+    host.start(spec).unwrap();
+    host.ended("priv");
+    let log = host.log("priv");
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    let bounding = own.lines().find(|l| l.starts_with("CapBnd")).unwrap();
+    assert!(log.contains(bounding) && log.contains("Seccomp:\t0") && log.contains("mounted"), "{log}");
 }

@@ -61,16 +61,16 @@ fn lab() -> Lab {
     lab
 }
 
-/// A definition of `pods/`.
-fn definition(name: &str) -> String {
-    format!("{}/pods/{name}.toml", env!("CARGO_MANIFEST_DIR"))
-}
+const REDIS: [&str; 9] =
+    ["redis-server", "--port", "6379", "--protected-mode", "no", "--save", "", "--appendonly", "no"];
+const MEMCACHED: [&str; 11] =
+    ["memcached", "-u", "memcache", "-p", "11211", "-U", "0", "-l", "0.0.0.0", "-m", "64"];
 
 #[test]
 fn redis() {
     let lab = lab();
     let server = Server { name: "redis", last: 21 };
-    server.start(&lab, &["-f", &definition("redis")], &[], Some(6379));
+    server.start(&lab, &["-u", "redis", "-w", "/"], &REDIS, Some(6379));
     let mut crowd = Crowd::new(&lab);
     crowd.join("counter", clients::redis_counter(server.ip(), "count".into()));
     crowd.join("counter 2", clients::redis_counter(server.ip(), "count2".into()));
@@ -136,7 +136,7 @@ fn nginx() {
 fn memcached() {
     let lab = lab();
     let server = Server { name: "memcached", last: 23 };
-    server.start(&lab, &["-f", &definition("memcached")], &[], Some(11211));
+    server.start(&lab, &["-w", "/"], &MEMCACHED, Some(11211));
     let mut crowd = Crowd::new(&lab);
     for n in 0..3 {
         crowd.join(&format!("client {n}"), clients::memcached_client(server.ip(), format!("k{n}x")));

@@ -69,8 +69,14 @@ fn serve(places: &Places) -> Result<(), Failure> {
             format!("no socket: {}", crate::kernel::errno_text(&e)),
         )
     })?;
+    let socket = TcpStream::from(socket);
+    // Whoever connects and leaves without a word (a port check) is no news.
+    let _ = socket.set_read_timeout(Some(std::time::Duration::from_secs(10)));
+    if matches!(socket.peek(&mut [0]), Ok(0)) {
+        return Ok(());
+    }
     let trusted = known.iter().map(|(key, _)| *key).collect();
-    let (mut channel, key) = Channel::accept(&me, trusted, TcpStream::from(socket))?;
+    let (mut channel, key) = Channel::accept(&me, trusted, socket)?;
     if let Some((_, name)) = known.into_iter().find(|(k, _)| *k == key) {
         channel.peer = name;
     }

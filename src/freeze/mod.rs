@@ -141,7 +141,7 @@ pub fn resume(tasks: &PodTasks) -> Result<()> {
                     // A debugger sits on one of its tasks: the pod still has to run again.
                     return Ok(tasks.cgroup.thaw()?);
                 }
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::park_timeout(Duration::from_millis(1));
             }
             Err(error) => return Err(error),
         }

@@ -115,7 +115,7 @@ fn calls(h: &Hierarchies) -> Calls {
         match line.split_once(' ') {
             Some((tid, name)) => threads.push((tid.parse::<i32>().expect("tid"), name.to_owned())),
             None if line == "ready" => break,
-            None => assert!(line != "", "victim ended"),
+            None => assert!(!line.is_empty(), "victim ended"),
         }
     }
     let settled = |tid: i32, name: &str| {

@@ -157,7 +157,7 @@ pub fn verify(path: &Path) -> Result<Summary, Error> {
                 check::state(tree, &s)?;
                 state = Some(*s);
             }
-            Record::Frozen | Record::Frames(_) => {}
+            Record::Frozen | Record::Frames(_) | Record::Log(_) => {}
             Record::End { page_frames, page_bytes } => end = Some((page_frames, page_bytes)),
             _ => return Err(Error::Damaged("records out of order".into())),
         }

@@ -52,6 +52,19 @@ impl Error {
         if let Error::Io { source, .. } = self {
             message = format!("{message}: {}", crate::kernel::errno_text(source));
         }
-        Failure::new(Kind::Failed, object, message)
+        let remedy = match self {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "make room there, or choose another place"
+            }
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "see that the directory is there"
+            }
+            Error::Io { .. } => "",
+            Error::Version(_) => "use the podmig that wrote it, or one version apart",
+            Error::Truncated(_) | Error::Magic | Error::TooLarge { .. } | Error::Damaged(_) => {
+                "it is not whole: take it again, or copy it again"
+            }
+        };
+        Failure::new(Kind::Failed, object, message).remedy(remedy)
     }
 }

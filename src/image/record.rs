@@ -27,8 +27,6 @@ pub struct Manifest {
     pub memory: u64,
     /// The pod goes on at the source after this (image only): restoring needs `--takeover`.
     pub leave_running: bool,
-    /// Last part of the pod's log, as in its log file.
-    pub log_tail: Vec<u8>,
 }
 
 /// One captured network frame (`net`): virtio header and bytes.
@@ -53,6 +51,8 @@ pub enum Record {
     State(Box<PodState>),
     /// Frames that arrived while the pod was held.
     Frames(Vec<NetFrame>),
+    /// Last part of the pod's log, with all that the pod wrote before it was frozen.
+    Log(Vec<u8>),
     /// Nothing follows.
     End {
         /// Page frames sent.

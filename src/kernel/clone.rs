@@ -154,8 +154,11 @@ pub fn take_fd(number: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Starts `exe` as a daemon: own session, not our child, `/` as directory, descriptors 0, 1, 2 = `fds[0..3]`, the
-/// further ones from 3 on, nothing else open, default signals, nothing blocked, in v2 cgroup `cgroup` from the
-/// start. Returns once it was executed.
+/// further ones from 3 on, nothing else open, default signals, nothing blocked. Returns once it was executed.
+///
+/// `groups` are cgroup v2 directories, each below the one before; those that are not there are made, and the program
+/// is in the last one from its start. They are made after the fork: a caller that is killed at any moment leaves none
+/// without a program in it.
 ///
 /// # Errors
 /// What fork or execve gave.
@@ -164,7 +167,7 @@ pub fn spawn_detached(
     argv: &[CString],
     env: &[CString],
     fds: &[BorrowedFd<'_>],
-    cgroup: Option<BorrowedFd<'_>>,
+    groups: &[CString],
 ) -> io::Result<()> {
     let pointers = |list: &[CString]| {
         let mut p: Vec<*const libc::c_char> = list.iter().map(|s| s.as_ptr()).collect();
@@ -175,14 +178,13 @@ pub fn spawn_detached(
     let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     // Room for descriptors duplicated by the child, so that it allocates nothing: it may be a fork of one thread.
     let mut high = vec![-1; fds.len() + 1];
-    let fork = fork_args(cgroup);
     // SAFETY: the child makes only async-signal-safe calls (raw system calls on memory prepared above) and ends in
     // execve or _exit.
     let pid = Errno::result(unsafe { libc::fork() })?;
     if pid == 0 {
         let program = (exe.as_ptr(), argv.as_ptr(), envp.as_ptr());
         // SAFETY: in the child, see above.
-        unsafe { detach_and_exec(program, fds, write.as_raw_fd(), &fork, &mut high) }
+        unsafe { detach_and_exec(program, fds, write.as_raw_fd(), groups, &mut high) }
     }
     drop(write);
     let mut failed = [0; 4];
@@ -210,7 +212,7 @@ unsafe fn detach_and_exec(
     (exe, argv, envp): (*const libc::c_char, *const *const libc::c_char, *const *const libc::c_char),
     fds: &[BorrowedFd<'_>],
     report: RawFd,
-    fork: &libc::clone_args,
+    groups: &[CString],
     high: &mut [RawFd],
 ) -> ! {
     // SAFETY: raw system calls on valid arguments; every failure is reported and ends the process.
@@ -221,7 +223,12 @@ unsafe fn detach_and_exec(
             libc::_exit(127)
         };
         libc::setsid();
-        match libc::syscall(libc::SYS_clone3, ptr::from_ref(fork), size_of::<libc::clone_args>()) {
+        let group = enter_groups(groups);
+        if group < 0 && !groups.is_empty() {
+            fail(report);
+        }
+        let fork = fork_args((group >= 0).then(|| BorrowedFd::borrow_raw(group)));
+        match libc::syscall(libc::SYS_clone3, ptr::from_ref(&fork), size_of::<libc::clone_args>()) {
             -1 => fail(report),
             0 => {}
             _ => libc::_exit(0),
@@ -250,6 +257,27 @@ unsafe fn detach_and_exec(
     }
 }
 
+/// Makes the directories and opens the last; -1 with errno when that fails, or when there are none.
+///
+/// # Safety
+/// None beyond its calls: made for a fresh fork, it allocates nothing.
+unsafe fn enter_groups(groups: &[CString]) -> RawFd {
+    // A parent may be removed between two calls by a program that just left it: then once more from the top.
+    for _ in 0..100 {
+        for dir in groups {
+            // SAFETY: a NUL-terminated path; what is there already or cannot be made shows at the open.
+            unsafe { libc::mkdir(dir.as_ptr(), 0o755) };
+        }
+        let Some(last) = groups.last() else { return -1 };
+        // SAFETY: a NUL-terminated path.
+        let fd = unsafe { libc::open(last.as_ptr(), libc::O_DIRECTORY | libc::O_CLOEXEC) };
+        if fd >= 0 || Errno::last() != Errno::ENOENT {
+            return fd;
+        }
+    }
+    -1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,8 +290,7 @@ mod tests {
         let script = c"ls /proc/self/fd | tr '\\n' ' '; ps -o sid= -p $$ | tr -d ' '; echo $$; echo $X; pwd";
         let argv = [c"sh".into(), c"-c".into(), script.into()];
         let fds = [null.as_fd(), write.as_fd(), write.as_fd(), null.as_fd()];
-        spawn_detached(c"/bin/sh", &argv, &[c"X=y".into(), c"PATH=/usr/bin:/bin".into()], &fds, None)
-            .unwrap();
+        spawn_detached(c"/bin/sh", &argv, &[c"X=y".into(), c"PATH=/usr/bin:/bin".into()], &fds, &[]).unwrap();
         drop(write);
         let mut text = String::new();
         std::fs::File::from(read).read_to_string(&mut text).unwrap();
@@ -279,7 +306,7 @@ mod tests {
     fn a_program_that_is_not_there_is_an_error() {
         let null = std::fs::File::open("/dev/null").unwrap();
         let fds = [null.as_fd(), null.as_fd(), null.as_fd()];
-        let e = spawn_detached(c"/nowhere/podmig", &[c"x".into()], &[], &fds, None).unwrap_err();
+        let e = spawn_detached(c"/nowhere/podmig", &[c"x".into()], &[], &fds, &[]).unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::ENOENT));
     }
 

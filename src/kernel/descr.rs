@@ -197,6 +197,19 @@ pub fn want_descriptors(n: u64) {
     }
 }
 
+/// `fcntl(F_SETOWN_EX)` with a process, `F_SETSIG` and O_ASYNC, to have something to carry.
+#[cfg(test)]
+pub fn set_owner(fd: impl AsFd, pid: i32, signal: i32) -> Result<(), Errno> {
+    const F_SETOWN_EX: i32 = 15;
+    const F_SETSIG: i32 = 10;
+    let owner = [1i32, pid];
+    // SAFETY: F_SETOWN_EX reads a struct of two ints.
+    Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_SETOWN_EX, owner.as_ptr()) })?;
+    fcntl(fd.as_fd(), F_SETSIG, signal.into())?;
+    let flags = flags(fd.as_fd())?;
+    set_flags(fd, flags | libc::O_ASYNC)
+}
+
 /// `inotify_init1(2)`, to have something to refuse.
 #[cfg(test)]
 pub fn inotify() -> Result<OwnedFd, Errno> {

@@ -54,7 +54,8 @@ impl Proc {
     pub fn read_into<P: NixPath + ?Sized>(&self, name: &P, buf: &mut Vec<u8>) -> Result<(), Errno> {
         let fd = openat(&self.dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         let mut len = 0;
-        buf.resize(buf.capacity().max(4096), 0);
+        // Most files fit; zeroing more than is needed would cost as much as reading.
+        buf.resize(buf.capacity().clamp(4096, 8192), 0);
         loop {
             if len == buf.len() {
                 buf.resize(len * 2, 0);

@@ -136,7 +136,7 @@ impl Filler {
     }
 
     /// Applies one run with its bytes (none for a zero run).
-    /// Errors: `Malformed`, `UnknownSpace`, `Refused` (nothing was written), `Write`, `Object`, `Open`, `Gone`.
+    /// Errors: `Malformed`, `UnknownSpace`, `Refused` (nothing was written), `Write`, `Object`, `Open`, `Killed`.
     pub fn apply(&self, run: &Run, data: &[u8]) -> Result<(), Error> {
         self.apply_chunk(std::slice::from_ref(run), data)
     }
@@ -262,7 +262,7 @@ impl Process {
 
     fn write(&self, ranges: &[AddrRange], bytes: &[u8]) -> Result<(), Error> {
         let fail = |source| match source {
-            Errno::ESRCH => Error::Gone { pid: self.pid },
+            Errno::ESRCH => Error::Killed { pid: self.pid },
             _ => Error::Write { pid: self.pid, addr: ranges.first().map_or(0, |r| r.start), source },
         };
         let mut done = vmio::write(self.pid, ranges, bytes).map_err(fail)?;
@@ -285,7 +285,10 @@ impl Process {
             Some(mem) => mem,
             None => {
                 let path = PathBuf::from(format!("/proc/{}/mem", self.pid));
-                let opened = ProcMem::open(self.pid, true).map_err(|source| Error::Open { path, source })?;
+                let opened = ProcMem::open(self.pid, true).map_err(|source| match source.raw_os_error() {
+                    Some(libc::ENOENT | libc::ESRCH) => Error::Killed { pid: self.pid },
+                    _ => Error::Open { path, source },
+                })?;
                 self.mem.get_or_init(|| opened)
             }
         };
@@ -294,7 +297,7 @@ impl Process {
             let at = addr + done as u64;
             match mem.write(at, &bytes[done..]) {
                 Ok(n) => done += n,
-                Err(Errno::ESRCH) => return Err(Error::Gone { pid: self.pid }),
+                Err(Errno::ESRCH) => return Err(Error::Killed { pid: self.pid }),
                 Err(source) => return Err(Error::Write { pid: self.pid, addr: at, source }),
             }
         }

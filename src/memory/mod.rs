@@ -27,11 +27,12 @@ pub mod set;
 
 pub use chunk::{Chunk, Run};
 pub use content::Work;
-pub use filler::Filler;
+pub use filler::{Filler, populate_plan};
 pub use reader::{Reader, all_content};
 pub use set::PageSet;
 
 use crate::base::{AddrRange, Failure, Kind};
+use crate::kernel::errno::errno_text;
 use crate::state::mm::MmId;
 use crate::state::object::ObjectId;
 use nix::errno::Errno;
@@ -63,6 +64,12 @@ pub enum Error {
     /// The process ended, or its address space was replaced by exec.
     #[error("process {pid} (host pid) is gone or runs another program now")]
     Gone {
+        /// Pid on this host.
+        pid: i32,
+    },
+    /// A process being filled ended: nobody ends it but the kernel, for want of memory, or a person.
+    #[error("process {pid} (host pid) was killed while its memory was filled")]
+    Killed {
         /// Pid on this host.
         pid: i32,
     },
@@ -162,14 +169,19 @@ impl From<Error> for Failure {
         let mut message = e.to_string();
         let mut source = std::error::Error::source(&e);
         while let Some(s) = source {
-            message = format!("{message}: {s}");
+            let words = match (s.downcast_ref::<std::io::Error>(), s.downcast_ref::<Errno>()) {
+                (Some(io), _) => errno_text(io),
+                (_, Some(errno)) => errno.desc().to_owned(),
+                _ => s.to_string(),
+            };
+            message = format!("{message}: {words}");
             source = s.source();
         }
         let failure = Failure::new(Kind::Failed, "memory", message);
         match e {
             Error::NoTracker(_) => failure.remedy("use --mode warm"),
-            Error::Write { source: Errno::ENOMEM | Errno::EFAULT, .. } => {
-                failure.remedy("check that the host and the pod's limit have room for its memory")
+            Error::Killed { .. } | Error::Write { .. } => {
+                failure.remedy("check that this host and the pod's memory limit have room for it")
             }
             _ => failure,
         }

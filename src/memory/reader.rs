@@ -234,7 +234,10 @@ fn read_hard(
         Some(mem) => mem,
         None => {
             let path = PathBuf::from(format!("/proc/{pid}/mem"));
-            let opened = ProcMem::open(pid, false).map_err(|source| Error::Open { path, source })?;
+            let opened = ProcMem::open(pid, false).map_err(|source| match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ESRCH) => Error::Gone { pid },
+                _ => Error::Open { path, source },
+            })?;
             mem.get_or_init(|| opened)
         }
     };

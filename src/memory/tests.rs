@@ -155,6 +155,42 @@ fn a_process_is_made_anew_with_every_kind_of_mapping() {
 }
 
 #[test]
+fn pages_inherited_by_a_fork_are_made_zero_where_the_child_has_none() {
+    // The "child" stands for a skeleton forked from a filled one: it has pages that never went through the filler.
+    let pair = Pair::new();
+    let (parent, child) = (pair.tree.mms[0].mm, MmId(1));
+    let mut tree = pair.tree.clone();
+    tree.mms.push(MmLayout { mm: child, ..tree.mms[0].clone() });
+    let pids = HashMap::from([(parent, pair.target.pid()), (child, pair.source.pid())]);
+    let filler = Filler::new(&tree, &pids, &pair.to.1).unwrap();
+    let run = |mm, zero| Run { space: Space::Mm(mm), addr: at(1, 1).start, len: PAGE, zero };
+    filler.apply(&run(parent, false), &vec![1; PAGE as usize]).unwrap();
+    let first_byte = || {
+        let mut byte = [9];
+        let addr = at(1, 1).start;
+        let range = AddrRange::new(addr, addr + 1);
+        assert_eq!(crate::kernel::vmio::read(pair.source.pid(), &[range], &mut byte), Ok(1));
+        byte[0]
+    };
+    let content = first_byte();
+    filler.apply(&run(child, true), &[]).unwrap();
+    assert_eq!(first_byte(), content, "a page never filled was touched");
+    filler.inherit(child, parent);
+    filler.apply(&run(child, true), &[]).unwrap();
+    assert_eq!((first_byte(), content != 0), (0, true));
+}
+
+#[test]
+fn populating_ahead_stays_within_writable_anonymous_content() {
+    let pair = Pair::new();
+    let layout = &pair.tree.mms[0];
+    let content = content::content_pages(pair.source.pid(), layout).unwrap();
+    let plan = populate_plan(&content, layout);
+    let expect = PageSet::from_iter([at(0, 300), at(400, 1), at(2200, 600)]);
+    assert_eq!(plan, expect.subtract(&PageSet::from_iter([at(2300, 3)])));
+}
+
+#[test]
 fn one_byte_makes_a_digest_differ() {
     let mut pair = Pair::new();
     let filler = Filler::new(&pair.tree, &pair.to.0, &pair.to.1).unwrap();
@@ -261,7 +297,7 @@ fn a_process_that_died_is_an_error_with_its_pid() {
     assert!(matches!(reader.fill(&mut chunk), Err(Error::Gone { pid: p }) if p == pid));
     let run = Run { space: Space::Mm(layout.mm), addr: range.start, len: PAGE, zero: false };
     let failed = filler.apply(&run, &vec![1; PAGE as usize]);
-    assert!(matches!(failed, Err(Error::Gone { pid: p }) if p == pid));
+    assert!(matches!(failed, Err(Error::Killed { pid: p }) if p == pid));
     assert!(matches!(content::content_pages(pid, &layout), Err(Error::Gone { .. })));
 }
 
@@ -278,4 +314,46 @@ fn a_feed_dropped_half_way_ends_its_threads() {
     assert!(!feed.next().unwrap().unwrap().is_empty());
     drop(feed); // hangs here if a thread waits for ever
     assert_eq!(Arc::strong_count(&reader), 1);
+}
+
+#[test]
+fn failures_speak_plainly() {
+    let denied = std::io::Error::from_raw_os_error(libc::EACCES);
+    let failure = crate::base::Failure::from(Error::Open { path: "/proc/7/mem".into(), source: denied });
+    assert_eq!(failure.message, "cannot open /proc/7/mem: Permission denied");
+    let full = Error::Write { pid: 7, addr: 0x1000, source: nix::errno::Errno::ENOMEM };
+    let failure = crate::base::Failure::from(full);
+    assert_eq!(failure.message, "cannot write memory of process 7 (host pid) at 0x1000: Out of memory");
+    assert!(!failure.remedy.is_empty());
+}
+
+#[test]
+fn a_target_out_of_memory_is_an_error_that_says_so() {
+    use crate::base::spec::Limits;
+    use crate::kernel::cgroup::{Cgroup, Hierarchies};
+    /// Removes the group whatever happens.
+    struct Group(Cgroup);
+    impl Drop for Group {
+        fn drop(&mut self) {
+            let _ = self.0.kill_all();
+            let _ = self.0.remove_with_parent();
+        }
+    }
+    let rel = format!("pmmemory-{}/full", std::process::id());
+    let group = Group(Cgroup::create(&Hierarchies::detect().unwrap(), rel.as_ref()).unwrap());
+    let mut w = Writer::start();
+    group.0.add(w.pid()).unwrap();
+    group.0.set_limits(&Limits { memory: Some(32 << 20), ..Limits::default() }).unwrap();
+    w.map(0, 16384);
+    let layout = w.arena();
+    let (pid, space) = (w.pid(), Space::Mm(layout.mm));
+    let filler =
+        Filler::new(&tree(layout, None), &HashMap::from([(MmId(pid), pid)]), &HashMap::new()).unwrap();
+    let data = vec![1; 64 * PAGE as usize];
+    let failed = (0..256u64).find_map(|n| {
+        let run = Run { space, addr: at(n * 64, 64).start, len: 64 * PAGE, zero: false };
+        filler.apply(&run, &data).err()
+    });
+    let failure = crate::base::Failure::from(failed.expect("64 MiB fit into 32"));
+    assert!(failure.remedy.contains("memory limit"), "{failure}");
 }

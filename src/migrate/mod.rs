@@ -14,10 +14,12 @@
 //!
 //! `sink` is where a stream goes (a host or a file), `report` what the user is told.
 
+pub mod clone;
 pub mod facts;
 pub mod freeze_copy;
 pub mod names;
 pub mod order;
+pub mod private;
 pub mod report;
 pub mod resolve;
 pub mod restore;

@@ -6,7 +6,7 @@ use crate::base::{Decision, Failure, Kind, PodId};
 use crate::pod::client::Client;
 use crate::pod::moving;
 use crate::pod::proto::Event;
-use crate::pod::store::{Status, Store};
+use crate::pod::store::{self, Status, Store};
 use crate::wire::channel::Channel;
 use crate::wire::hosts::Hosts;
 use crate::wire::identity::Identity;
@@ -41,8 +41,15 @@ pub fn ask(store: &Store, id: &PodId) -> Result<(), Failure> {
 /// The monitor is gone.
 pub fn settle(store: &Store, id: &PodId, decision: Decision) -> Result<(), Failure> {
     let record = store.get(id)?.ok_or_else(|| Failure::new(Kind::NoSuchPod, id.as_str(), "no such pod"))?;
-    let mut client = Client::connect(store, &record)?;
-    client.moving(moving::Request::Settle(decision)).map(|_| ())
+    if let Ok(mut client) = Client::connect(store, &record) {
+        return client.moving(moving::Request::Settle(decision)).map(|_| ());
+    }
+    // No monitor, so no frozen copy either (the host has restarted): only the record is left to settle.
+    let (status, moved_to) = match decision {
+        Decision::Committed => (Status::Moved, record.moved_to.clone()),
+        Decision::Aborted => (Status::Lost, None),
+    };
+    Ok(store.save(&store::Record { status, moved_to, moving: None, ..record })?)
 }
 
 /// Waits until the monitor knows what became of the commit, at most `limit`. `None`: still in doubt.

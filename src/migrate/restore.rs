@@ -1,5 +1,6 @@
 //! `restore`: a migration whose peer was a file. The same target, fed from an image; the commit is local.
 
+use super::clone;
 use super::report::{Outcome, Report};
 use super::target::{Owned, Request, Target};
 use super::worker::take_record;
@@ -70,7 +71,9 @@ pub fn run(store: &Store, order: &RestoreOrder, report: &mut Report) -> Result<O
     let manifest = first(&mut reader, &name)?;
     report.pod = manifest.spec.name.to_string();
     report.id = manifest.spec.id.clone();
+    let (clone, before) = (order.is_clone(&manifest), manifest.spec.net.ip.map(|c| c.addr));
     let request = request(store, order, manifest)?;
+    let after = request.manifest.spec.net.ip.map(|c| c.addr);
     report.pod = request.manifest.spec.name.to_string();
     report.id = request.manifest.spec.id.clone();
     let mut target = Target::reserve(store, request)?;
@@ -78,9 +81,17 @@ pub fn run(store: &Store, order: &RestoreOrder, report: &mut Report) -> Result<O
     while let Some(item) = reader.next().map_err(failed)? {
         match item {
             Item::Pages(body) => target.pages(body)?,
-            Item::Record(record) => {
+            Item::Record(mut record) => {
+                if let Record::State(state) = &mut *record
+                    && clone
+                {
+                    report.connections.lost = clone::connections(state, before, after);
+                }
                 ended |= matches!(*record, Record::End { .. });
-                take_record(&mut target, *record)?;
+                // Log and frames of the original are not the clone's.
+                if !(clone && matches!(*record, Record::Frames(_) | Record::Log(_))) {
+                    take_record(&mut target, *record)?;
+                }
             }
         }
     }
@@ -107,12 +118,18 @@ fn first(reader: &mut ImageReader, name: &str) -> Result<Manifest, Failure> {
 
 /// The manifest as it will be here, after the rules about what may come back.
 fn request(store: &Store, order: &RestoreOrder, mut manifest: Manifest) -> Result<Request, Failure> {
-    if order.is_clone(&manifest) {
-        return Err(Failure::new(
-            Kind::Usage,
-            order.source(),
-            "not yet supported: restore as a new pod (--clone, or --name other than the image's)",
-        ));
+    let clone = order.is_clone(&manifest);
+    if clone {
+        clone::identity(&mut manifest, order.name.as_ref())?;
+        let lan = matches!(order.net.as_ref().unwrap_or(&manifest.spec.net.mode), NetMode::Lan(_));
+        if lan && order.ip.is_none() {
+            return Err(Failure::new(
+                Kind::Usage,
+                manifest.spec.name.as_str(),
+                "a new pod on a lan needs its own address",
+            )
+            .remedy("give --ip ADDR/LEN"));
+        }
     }
     let spec = &mut manifest.spec;
     if let Some(hostname) = &order.hostname {
@@ -125,7 +142,9 @@ fn request(store: &Store, order: &RestoreOrder, mut manifest: Manifest) -> Resul
         (spec.net.ip, spec.net.gateway) = (order.ip, order.gateway);
     }
     let publish = (!order.publish.is_empty()).then(|| order.publish.clone());
-    alone(store, order, &manifest)?;
+    if !clone {
+        alone(store, order, &manifest)?;
+    }
     Ok(Request {
         move_id: MoveId::from_bits(super::source::random()),
         manifest,

@@ -23,8 +23,10 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
     let ours =
         facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
     greet(&mut channel, &ours)?;
-    let served = match channel.expect(PATIENCE)? {
+    let mut name = String::new();
+    let mut served = match channel.expect(PATIENCE)? {
         Message::Reserve { move_id, manifest, publish, takeover, deadline_ms, dry_run } => {
+            name = manifest.spec.name.to_string();
             let request = Request { move_id, manifest: *manifest, publish, takeover, deadline_ms };
             if dry_run { rehearse(&mut channel, &request) } else { receive(store, &mut channel, request) }
         }
@@ -33,7 +35,10 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
             Err(crate::wire::Error::Protocol { host: channel.peer.clone(), got: other.name().into() }.into())
         }
     };
-    if let Err(failure) = &served {
+    if let Err(failure) = &mut served {
+        if failure.object.is_empty() {
+            failure.object.clone_from(&name);
+        }
         // The reason travels before the connection closes.
         let _ = channel.message(&Message::Refused(failure.clone()));
     }
@@ -97,6 +102,10 @@ pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<boo
         Record::State(state) => target.state(*state).map(|()| false),
         Record::Frames(frames) => {
             target.frames(frames);
+            Ok(false)
+        }
+        Record::Log(log) => {
+            target.log(log);
             Ok(false)
         }
         Record::Frozen | Record::End { .. } => Ok(false),

@@ -188,17 +188,15 @@ impl Client {
     /// # Errors
     /// The connection broke: the monitor has ended.
     pub fn next(&mut self, deadline: Option<Instant>) -> Result<Option<Event>, Failure> {
-        loop {
-            if let Some(event) = self.events.pop_front() {
-                return Ok(Some(event));
-            }
-            if !self.readable(deadline)? {
-                return Ok(None);
-            }
-            match proto::recv::<Message>(&self.fd).map_err(|e| self.failed(e))? {
-                (Message::Event(event), _) => return Ok(Some(event)),
-                (Message::Reply(_), _) => return Err(self.failed(Error::Garbage("an answer to nothing"))),
-            }
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
+        }
+        if !self.readable(deadline)? {
+            return Ok(None);
+        }
+        match proto::recv::<Message>(&self.fd).map_err(|e| self.failed(e))? {
+            (Message::Event(event), _) => Ok(Some(event)),
+            (Message::Reply(_), _) => Err(self.failed(Error::Garbage("an answer to nothing"))),
         }
     }
 

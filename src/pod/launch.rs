@@ -3,7 +3,7 @@
 use super::client::Client;
 use super::monitor::{LAUNCH_FD, Launch, Mode, Prepared};
 use super::proto::{self, Error, Event, Message, Reply};
-use super::store::{Record, Store, make_dir, plain};
+use super::store::{Record, Status, Store, make_dir, plain};
 use crate::base::spec::PodSpec;
 use crate::base::{Failure, Kind, PodId};
 use crate::kernel::{clone, seqpacket};
@@ -53,6 +53,12 @@ pub fn start(store: &Store, spec: PodSpec, io: StartIo) -> Result<Started, Failu
 /// As [`start`]; what was known of the pod before is kept then.
 pub fn start_again(store: &Store, id: &PodId, io: StartIo) -> Result<Started, Failure> {
     let record = store.reserve_again(id)?;
+    if let Some(lost) = record.previous.as_deref().filter(|p| p.status == Status::Lost)
+        && let Err(f) = super::monitor::sweep(store, lost)
+    {
+        let _ = store.give_back(&record);
+        return Err(f);
+    }
     start_reserved(store, record, io)
 }
 
@@ -128,12 +134,13 @@ fn launch(
     exe: Option<PathBuf>,
 ) -> Result<OwnedFd, Failure> {
     let launched = (|| {
-        let group = format!("monitor-{:x}", std::process::id());
+        let group = format!("monitor-{:x}", super::define::random_bits()?);
         let channel = run_monitor(store, record, &group, exe)?;
         let places = &store.places;
         let beside = super::monitor::own_group();
         let places = [places.etc.clone(), places.var.clone(), places.run.clone()];
-        let message = Launch { places, id: record.spec.id.clone(), beside, group, mode };
+        let message =
+            Launch { places, id: record.spec.id.clone(), reserved: record.created, beside, group, mode };
         proto::send(&channel, &message, fds)
             .map_err(|e| Failure::new(Kind::Failed, record.spec.name.as_str(), e.to_string()))?;
         Ok(channel)
@@ -174,16 +181,8 @@ fn run_monitor(
     let fds = [null.as_fd(), log.as_fd(), log.as_fd(), theirs.as_fd()];
     debug_assert_eq!(fds.len() - 1, LAUNCH_FD as usize);
     let group = super::monitor::group_of(&store.places, &record.spec, super::monitor::own_group().as_deref());
-    let spawned = (|| {
-        let group = super::monitor::monitor_group(&group, group_name)?;
-        let into = group.clone_fd().map_err(super::monitor::group_failure)?;
-        let spawned = clone::spawn_detached(&exe, &argv, &env, &fds, into.as_ref().map(AsFd::as_fd));
-        if spawned.is_err() {
-            let _ = group.remove_with_parent();
-        }
-        spawned.map_err(failed("run the monitor"))
-    })();
-    spawned?;
+    let dirs = super::monitor::monitor_dirs(&group, group_name)?;
+    clone::spawn_detached(&exe, &argv, &env, &fds, &dirs).map_err(failed("run the monitor"))?;
     Ok(ours)
 }
 

@@ -5,10 +5,10 @@
 //! goes on in the next record of that stream). Text is the program's bytes as they are; it has no newline.
 
 use jiff::Timestamp;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 /// Longest text of one record, in bytes; a longer line is cut into several.
 pub const LONGEST: usize = 16 << 10;
@@ -116,38 +116,47 @@ impl Cutter {
     }
 }
 
-/// Reads a log from a point on, again and again as it grows.
+/// Where a log that has become long is set aside; a new one takes its place.
+pub fn aside(log: &Path) -> PathBuf {
+    let mut name = log.as_os_str().to_owned();
+    name.push(".1");
+    PathBuf::from(name)
+}
+
+/// Reads a log from a point on, again and again as it grows, the part set aside before it too.
 #[derive(Debug)]
 pub struct Reader {
+    path: PathBuf,
     file: File,
     at: u64,
     rest: Vec<u8>,
 }
 
 impl Reader {
-    /// A reader from the start of the log.
+    /// A reader from the start of the log. NotFound: nothing was written yet.
     pub fn open(path: &Path) -> io::Result<Reader> {
-        Ok(Reader { file: File::open(path)?, at: 0, rest: Vec::new() })
+        let file = match File::open(aside(path)) {
+            Ok(older) => older,
+            Err(_) => File::open(path)?,
+        };
+        Ok(Reader { path: path.to_path_buf(), file, at: 0, rest: Vec::new() })
     }
 
     /// Goes to where the last `n` lines begin (cut records belong to the line they are part of).
     pub fn tail(&mut self, n: usize) -> io::Result<()> {
-        let end = self.file.seek(SeekFrom::End(0))?;
-        (self.at, self.rest) = (end, Vec::new());
-        let mut block_end = end;
-        let mut seen = Vec::new();
-        while block_end > 0 {
-            let start = block_end.saturating_sub(BLOCK);
-            let mut block = vec![0; (block_end - start) as usize];
-            self.file.read_exact_at(&mut block, start)?;
-            block.extend_from_slice(&seen);
-            if let Some(at) = start_of_last(&block, n, start == 0) {
-                self.at = start + at as u64;
-                return Ok(());
-            }
-            (seen, block_end) = (block, start);
+        self.rest.clear();
+        let mut left = n;
+        if let Ok(newer) = File::open(&self.path) {
+            let (at, lines) = last_lines(&newer, n)?;
+            (self.file, self.at) = (newer, at);
+            left = n - lines;
         }
-        self.at = 0;
+        if left > 0
+            && let Ok(older) = File::open(aside(&self.path))
+        {
+            let (at, _) = last_lines(&older, left)?;
+            (self.file, self.at) = (older, at);
+        }
         Ok(())
     }
 
@@ -155,10 +164,14 @@ impl Reader {
     pub fn more(&mut self) -> io::Result<Vec<Entry>> {
         loop {
             let mut block = vec![0; BLOCK as usize];
-            self.file.seek(SeekFrom::Start(self.at))?;
-            let n = self.file.read(&mut block)?;
+            // Asked before reading: what was appended until it was set aside is read, too.
+            let newer = self.newer();
+            let n = self.file.read_at(&mut block, self.at)?;
             if n == 0 {
-                return Ok(Vec::new());
+                let Some(newer) = newer else { return Ok(Vec::new()) };
+                (self.file, self.at) = (newer, 0);
+                self.rest.clear();
+                continue;
             }
             self.at += n as u64;
             self.rest.extend_from_slice(&block[..n]);
@@ -171,20 +184,49 @@ impl Reader {
             }
         }
     }
+
+    /// The log, when what is being read was set aside.
+    fn newer(&self) -> Option<File> {
+        let newer = File::open(&self.path).ok()?;
+        let same = |a: &Metadata, b: &Metadata| a.dev() == b.dev() && a.ino() == b.ino();
+        match (newer.metadata(), self.file.metadata()) {
+            (Ok(a), Ok(b)) if !same(&a, &b) => Some(newer),
+            _ => None,
+        }
+    }
 }
 
-/// Where the last `n` lines of `block` begin; `None` when it may be before this block. `whole`: the block begins
-/// where the log does.
-fn start_of_last(block: &[u8], n: usize, whole: bool) -> Option<usize> {
+/// Where the last `n` lines of a file begin, and how many those are.
+fn last_lines(file: &File, n: usize) -> io::Result<(u64, usize)> {
+    let end = file.metadata()?.len();
+    let mut block_end = end;
+    let mut seen = Vec::new();
+    while block_end > 0 {
+        let start = block_end.saturating_sub(BLOCK);
+        let mut block = vec![0; (block_end - start) as usize];
+        file.read_exact_at(&mut block, start)?;
+        block.extend_from_slice(&seen);
+        let (at, lines) = start_of_last(&block, n, start == 0);
+        if lines == n || start == 0 {
+            return Ok((start + at as u64, lines));
+        }
+        (seen, block_end) = (block, start);
+    }
+    Ok((end, 0))
+}
+
+/// Where the last `n` lines of `block` begin, and how many it surely has of them whole. `whole`: the block begins where
+/// the log does.
+fn start_of_last(block: &[u8], n: usize, whole: bool) -> (usize, usize) {
     if n == 0 {
-        return Some(block.len());
+        return (block.len(), 0);
     }
     let ends: Vec<usize> = block.iter().enumerate().filter(|(_, b)| **b == b'\n').map(|(at, _)| at).collect();
     let first = if whole { Some(0) } else { ends.first().map(|e| e + 1) };
     let mut starts: Vec<usize> = first.into_iter().collect();
     starts.extend(ends.iter().map(|e| e + 1).skip(usize::from(!whole)));
     starts.retain(|s| *s < block.len());
-    // A line's first record is one whose predecessor (of that stream) was not cut; the last one counts as ended.
+    // A line ends with a record that is not cut; the last record of each stream counts as an end.
     let mut lines = 0;
     let mut open = [true, true];
     for at in starts.iter().rev() {
@@ -193,13 +235,14 @@ fn start_of_last(block: &[u8], n: usize, whole: bool) -> Option<usize> {
         let side = usize::from(e.stream == Stream::Err);
         if !e.cut || open[side] {
             if lines == n {
-                return Some(end + 1);
+                return (end + 1, n);
             }
             lines += 1;
         }
         open[side] = false;
     }
-    if whole { Some(0) } else { None }
+    // Without one more end before them the oldest may have begun in an earlier block.
+    (0, if whole { lines } else { lines.min(n - 1) })
 }
 
 #[cfg(test)]
@@ -303,6 +346,34 @@ mod tests {
         assert!(r.more().unwrap().is_empty());
         file.write_all(&more[10..]).unwrap();
         assert_eq!(texts(&mut r), ["more"]);
+    }
+
+    #[test]
+    fn what_was_set_aside_comes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let write = |texts: &[&str]| {
+            let mut out = Vec::new();
+            texts.iter().for_each(|t| encode(now(), Stream::Out, false, t.as_bytes(), &mut out));
+            let mut file = std::fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
+            file.write_all(&out).unwrap();
+        };
+        write(&["1", "2"]);
+        let mut follower = Reader::open(&path).unwrap();
+        assert_eq!(texts(&mut follower), ["1", "2"]);
+        write(&["3"]);
+        std::fs::rename(&path, aside(&path)).unwrap();
+        assert_eq!(texts(&mut follower), ["3"], "also while there is no new log yet");
+        write(&["4", "5"]);
+        assert_eq!(texts(&mut follower), ["4", "5"]);
+        let mut r = Reader::open(&path).unwrap();
+        assert_eq!(texts(&mut r), ["1", "2", "3", "4", "5"]);
+        for (n, expected) in [(0, &[][..]), (1, &["5"]), (2, &["4", "5"]), (3, &["3", "4", "5"])] {
+            r.tail(n).unwrap();
+            assert_eq!(texts(&mut r), expected, "tail {n}");
+        }
+        r.tail(99).unwrap();
+        assert_eq!(texts(&mut r).len(), 5);
     }
 
     #[test]

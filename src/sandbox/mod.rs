@@ -1,6 +1,7 @@
 //! The walls of a pod, the same for a start and for a restore: capabilities, seccomp, mounts, namespaces.
 
 pub mod caps;
+pub mod limits;
 pub mod mounts;
 pub mod seccomp;
 pub mod space;

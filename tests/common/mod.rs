@@ -4,6 +4,7 @@
 
 pub mod clients;
 pub mod lab;
+pub mod podhost;
 pub mod steps;
 
 use std::time::{Duration, Instant};

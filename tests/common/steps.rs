@@ -140,6 +140,14 @@ pub fn move_pod(lab: &Lab, pod: &str, from: &Host, to: &Host) -> Result<Value, S
             return Err(format!("{}: not {state} after the move\n{}", host.name, scene(lab)));
         }
     }
+    let ms = |key: &str| report[key].as_f64().unwrap_or_default() / 1e3;
+    println!(
+        "{pod}: {} to {}: frozen {} ms, in all {} ms",
+        from.name,
+        to.name,
+        ms("frozen_us"),
+        ms("total_us")
+    );
     Ok(report)
 }
 
@@ -151,7 +159,7 @@ pub fn checkpoint_restore(lab: &Lab, pod: &str, host: &Host) -> Result<(), Strin
     if report["outcome"] != "checkpointed" || host.state(pod).as_deref() != Some("checkpointed") {
         return Err(format!("after the checkpoint\n{report:#}\n{}", scene(lab)));
     }
-    run(lab, host, &["image", "verify", path], 0)?;
+    podmig::image::file::verify(&file).map_err(|e| format!("the image: {e}"))?;
     let report = json(lab, host, &["restore", path], 0)?;
     if report["outcome"] != "restored" || host.state(pod).as_deref() != Some("running") {
         return Err(format!("after the restore\n{report:#}\n{}", scene(lab)));

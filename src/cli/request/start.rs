@@ -13,7 +13,7 @@ pub enum StartRequest {
     /// A new pod.
     New {
         /// What the flags and the command say.
-        wanted: Wanted,
+        wanted: Box<Wanted>,
         /// The definition file they win over.
         file: Option<PathBuf>,
     },
@@ -35,7 +35,7 @@ pub fn start(args: &StartArgs, cwd: &str) -> Result<StartRequest, Failure> {
         return Err(usage("start", "nothing to start")
             .remedy("write `podmig start -- CMD…`, `podmig start POD` or `podmig start -f FILE.toml`"));
     }
-    Ok(StartRequest::New { wanted: wanted(args, cwd)?, file: args.file.clone() })
+    Ok(StartRequest::New { wanted: Box::new(wanted(args, cwd)?), file: args.file.clone() })
 }
 
 fn again(args: &StartArgs, pod: &str) -> Result<StartRequest, Failure> {

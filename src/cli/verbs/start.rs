@@ -1,21 +1,26 @@
 //! `podmig start`: a command in a new pod, or an ended pod again.
 
 use super::{reach, rm};
-use crate::base::Failure;
 use crate::base::spec::PodSpec;
+use crate::base::{Failure, Kind};
 use crate::cli::request::StartRequest;
 use crate::cli::{Context, out, privilege, shape};
+use crate::net;
 use crate::pod::define::{Caller, Wanted, read_file, resolve};
 use crate::pod::exec;
 use crate::pod::launch::{self, StartIo, Started};
 use crate::pod::store::{Error, Record};
 use std::path::Path;
+use std::time::Duration;
+
+/// How long the owner of an address may take to answer for it.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Starts it. In the background: prints the name once it is up; in the foreground: passes the status.
 pub fn run(ctx: &Context, request: StartRequest) -> Result<i32, Failure> {
     match request {
         StartRequest::Again { pod, fg } => again(ctx, &pod, fg),
-        StartRequest::New { wanted, file } => new(ctx, wanted, file.as_deref()),
+        StartRequest::New { wanted, file } => new(ctx, *wanted, file.as_deref()),
     }
 }
 
@@ -31,6 +36,7 @@ fn new(ctx: &Context, wanted: Wanted, file: Option<&Path>) -> Result<i32, Failur
     if replace {
         make_way(ctx, &spec)?;
     }
+    vacant(&spec)?;
     let tty = spec.tty;
     begin(ctx, tty, fg, |io| launch::start(&ctx.store, spec, io))
 }
@@ -40,6 +46,18 @@ fn again(ctx: &Context, pod: &str, fg: bool) -> Result<i32, Failure> {
     privilege::root_for("start")?;
     let tty = record.spec.tty;
     begin(ctx, tty, fg, |io| launch::start_again(&ctx.store, &record.spec.id, io))
+}
+
+/// The address wanted on a lan must not answer already: two hosts with one address cut each other off.
+fn vacant(spec: &PodSpec) -> Result<(), Failure> {
+    match net::address_answers(&spec.net, PATIENCE)? {
+        None => Ok(()),
+        Some(answer) => {
+            let addr = spec.net.ip.map_or_else(String::new, |ip| ip.addr.to_string());
+            let text = format!("the address is in use on the network: {answer}");
+            Err(Failure::new(Kind::Taken, addr, text).remedy("give another --ip"))
+        }
+    }
 }
 
 /// `--replace`: ends and forgets a pod of the same name; one that moved away stays known (exit 8).

@@ -5,7 +5,7 @@ use super::sent::Look;
 use super::shared::{Mapping, Touch};
 use super::{MakeUserfaultfd, MmLook, Watch};
 use crate::base::AddrRange;
-use crate::kernel::pagemap::{self, PageIs, Pagemap, Query};
+use crate::kernel::pagemap::{self, PageIs, Pagemap, Query, Region};
 use crate::kernel::uffd::Uffd;
 use crate::memory::content::{self, Class, class};
 use crate::memory::{Error, PageSet};
@@ -109,6 +109,40 @@ fn absent_query() -> Query {
     Query { invert: PageIs::PRESENT, mask: PageIs::PRESENT, ret: PageIs::SWAPPED | guard, ..Query::default() }
 }
 
+/// Ranges from this size on are walked by several threads: a walk costs by the populated memory (about 1 ms per GiB),
+/// and the last round of all stands in the time the program does.
+const WIDE: u64 = 1 << 30;
+/// Threads at most.
+const WALKERS: u64 = 4;
+
+/// [`Pagemap::scan`], by several threads where it pays.
+fn scan(map: &Pagemap, range: AddrRange, query: &Query, mut each: impl FnMut(Region)) -> Result<(), Errno> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).min(WALKERS);
+    let walkers = cores.min(range.len() / (WIDE / 2));
+    if range.len() < WIDE || walkers < 2 {
+        return map.scan(range, query, each);
+    }
+    let step = (range.len() / walkers).next_multiple_of(GROUP);
+    let part = |n: u64| {
+        let start = (range.start + n * step).min(range.end);
+        AddrRange::new(start, if n + 1 == walkers { range.end } else { (start + step).min(range.end) })
+    };
+    let walk = |part: AddrRange| {
+        let mut found = Vec::new();
+        map.scan(part, query, |r| found.push(r)).map(|()| found)
+    };
+    let parts: Vec<_> = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..walkers).map(|n| scope.spawn(move || walk(part(n)))).collect();
+        let own = walk(part(0));
+        let joined = others.into_iter().map(|t| t.join().unwrap_or(Err(Errno::EIO)));
+        std::iter::once(own).chain(joined).collect()
+    });
+    for part in parts {
+        part?.into_iter().for_each(&mut each);
+    }
+    Ok(())
+}
+
 fn tracked(vma: &Vma) -> bool {
     class(vma) != Class::Nothing
 }
@@ -210,12 +244,12 @@ impl Watched {
     /// Adds the pages of a private range written since the last look, and protects them. Nothing is added on error.
     fn written(&self, class: Class, range: AddrRange, look: &mut Look) -> Result<(), Stop> {
         let (mut dirty, mut zeroed) = (PageSet::new(), PageSet::new());
-        let scan = self.map.scan(range, &written_query(class), |r| {
+        let walk = scan(&self.map, range, &written_query(class), |r| {
             // Over a file the page of zeros is content like any other.
             let zero = r.is.contains(PageIs::PFNZERO) && class == Class::Anon;
             if zero { zeroed.insert(r.range) } else { dirty.insert(r.range) }
         });
-        scan.map_err(|e| self.stop(range, e))?;
+        walk.map_err(|e| self.stop(range, e))?;
         look.dirty.add(&dirty);
         look.zeroed.add(&zeroed);
         Ok(())
@@ -252,12 +286,12 @@ impl Watched {
     /// Adds the pages of a private range that are not there.
     fn absent(&self, class: Class, range: AddrRange, look: &mut Look) -> Result<(), Stop> {
         if class == Class::Anon {
-            let scan = self.map.scan(range, &absent_query(), |r| {
+            let walk = scan(&self.map, range, &absent_query(), |r| {
                 if !r.is.contains(PageIs::SWAPPED) || r.is.contains(PageIs::GUARD) {
                     look.absent.insert(r.range);
                 }
             });
-            return scan.map_err(|e| self.stop(range, e));
+            return walk.map_err(|e| self.stop(range, e));
         }
         // Over a file "present" may be the file's page, so the copied ones are listed. A marker left by MADV_DONTNEED
         // cannot be told from a page swapped out: these are sent again each time (reading a marker gives the file's page).
@@ -311,20 +345,20 @@ impl Watched {
             touch.stale = writable || !unseen.within(vma.range).is_empty();
             return Ok(touch);
         }
-        let scan = |me: &Self, dirty: &mut PageSet| {
-            me.map.scan(vma.range, &written_query(class(vma)), |r| {
+        let walk = |me: &Self, dirty: &mut PageSet| {
+            scan(&me.map, vma.range, &written_query(class(vma)), |r| {
                 let start = r.range.start - vma.range.start + offset;
                 dirty.insert(AddrRange::new(start, start + r.range.len()));
             })
         };
-        match scan(self, &mut touch.dirty) {
+        match walk(self, &mut touch.dirty) {
             Ok(()) => return Ok(touch),
             Err(Errno::EPERM) => touch.stale = true,
             Err(e) => return Err(self.stop(vma.range, e)),
         }
         self.registered = self.registered.subtract(&range);
         self.register(vma, last, unseen)?;
-        if self.registered.covers(vma.range) && scan(self, &mut touch.dirty).is_err() {
+        if self.registered.covers(vma.range) && walk(self, &mut touch.dirty).is_err() {
             self.registered = self.registered.subtract(&range); // new for the next round
         }
         Ok(touch)

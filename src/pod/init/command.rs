@@ -82,7 +82,7 @@ impl Command<'_> {
         let three = match self.stdio {
             Stdio::Three(three) => three,
             Stdio::Terminal(tty) => {
-                let args = [Arg::Fd(tty), u64::from(libc::TIOCSCTTY).into(), 0u64.into()];
+                let args = [Arg::Fd(tty), libc::TIOCSCTTY.into(), 0u64.into()];
                 p.call("take its terminal", libc::SYS_ioctl, &args);
                 [tty; 3]
             }

@@ -12,9 +12,11 @@ use crate::sandbox::space::{self, Clocks, Space};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
 /// How long the new process may take to become pid 1 (it mounts; it does not wait for anybody).
 const PATIENCE_MS: u16 = 20_000;
@@ -60,11 +62,27 @@ pub(in crate::pod) fn own_group() -> Option<PathBuf> {
     Some(PathBuf::from(path))
 }
 
-/// Makes a group for a monitor, for it to be cloned into. Each monitor has one of its own (`monitor-…`): the last of
-/// a pod may still be leaving when the next comes.
-pub(in crate::pod) fn monitor_group(group: &Path, name: &str) -> Result<Cgroup, Failure> {
+/// The v2 directories of a monitor's group, from the outermost one that podmig makes; none where there is no v2. Each
+/// monitor has a group of its own (`monitor-…`): the last one of a pod may still be leaving when the next comes.
+pub(in crate::pod) fn monitor_dirs(group: &Path, name: &str) -> Result<Vec<CString>, Failure> {
     let h = Hierarchies::detect().map_err(group_failure)?;
-    Cgroup::create_lean(&h, &group.join(name), &Limits::default()).map_err(group_failure)
+    let Some(root) = h.v2 else { return Ok(Vec::new()) };
+    let mut dir = root;
+    let mut dirs = Vec::new();
+    for part in group.components().chain([Component::Normal(name.as_ref())]) {
+        dir.push(part);
+        let path = CString::new(dir.as_os_str().as_bytes());
+        dirs.push(path.map_err(|e| Failure::new(Kind::Usage, "--cgroup-parent", e.to_string()))?);
+    }
+    Ok(dirs)
+}
+
+/// The calling monitor's group, entered in the hierarchies it was not cloned into.
+pub(super) fn monitor_group(group: &Path, name: &str) -> Result<Cgroup, Failure> {
+    let h = Hierarchies::detect().map_err(group_failure)?;
+    let own = Cgroup::create_lean(&h, &group.join(name), &Limits::default()).map_err(group_failure)?;
+    own.join_rest().map_err(group_failure)?;
+    Ok(own)
 }
 
 /// Moves the calling process to the root of the hierarchies and removes its group; the pod's own too, unless it is in

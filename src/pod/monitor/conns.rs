@@ -193,6 +193,7 @@ impl Monitor {
             self.stdio.detach(id);
             self.spawns.forget(id);
             moving::closed(self, id);
+            self.abandoned(id);
         }
     }
 

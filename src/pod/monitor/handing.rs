@@ -19,21 +19,12 @@ impl Monitor {
         self.life.link.as_ref()
     }
 
-    /// Attaches the held link to the host's network and lifts the hold; what went wrong is returned in words.
-    pub(in crate::pod) fn let_traffic_in(&mut self) -> Vec<String> {
-        let mut trouble = Vec::new();
-        let Some(pod) = &self.pod else { return vec!["there is no pod".to_owned()] };
-        if let Some(link) = &self.life.link
-            && let Err(e) = net::release(link)
-        {
-            trouble.push(format!("link not attached: {e}"));
+    /// Attaches the held link to the host's network.
+    pub(in crate::pod) fn attach_link(&self) -> Result<(), String> {
+        match &self.life.link {
+            Some(link) => net::release(link).map_err(|e| format!("link not attached: {e}")),
+            None => Ok(()),
         }
-        let lifted =
-            net::Hold::open(pod.netns.as_fd(), &self.record.spec.net.mode).and_then(|mut hold| hold.lift());
-        if let Err(e) = lifted {
-            trouble.push(format!("hold not lifted: {e}"));
-        }
-        trouble
     }
 
     /// Tells the network where the pod now is.

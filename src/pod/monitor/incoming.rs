@@ -6,6 +6,7 @@ use super::spawn::Started;
 use crate::base::{Failure, Kind};
 use crate::kernel::clone;
 use crate::pod::proto::{Message, Reply};
+use crate::pod::store::Status;
 use crate::sandbox::space::Clocks;
 use crate::state::fd::Port;
 use std::fs;
@@ -29,14 +30,27 @@ impl Monitor {
             let text = format!("cannot make its output channels: {}", crate::pod::store::plain(&e));
             Failure::new(Kind::Failed, name.as_str(), text)
         };
-        let made = self.surround(clocks, true).and_then(|()| self.stdio.open_pipes(true).map_err(failed));
+        let made = self
+            .surround(clocks, true)
+            .and_then(|()| self.stdio.open_pipes(true, self.record.spec.user.uid).map_err(failed));
         if let Err(f) = made {
             return self.start_failed_for(launcher, f);
         }
         self.save();
+        self.life_starter(launcher);
         let ends: Vec<OwnedFd> = self.take_pod_ends().into_iter().map(|(_, fd)| fd).collect();
         let info = self.info();
         self.conns.send(launcher, Message::Reply(Reply::Info(Box::new(info))), ends);
+    }
+
+    /// Connection `conn` is gone: if it launched this pod and nobody has begun to build it, nobody will.
+    pub(super) fn abandoned(&mut self, conn: ConnId) {
+        if self.record.status == Status::Incoming
+            && self.life_launcher() == Some(conn)
+            && !self.moving.arriving()
+        {
+            self.vanish();
+        }
     }
 
     /// As `start_failed`, told to `conn`.

@@ -112,6 +112,11 @@ impl Monitor {
         self.life.starter = Some(conn);
     }
 
+    /// Who waits for the start, or launched this pod to arrive.
+    pub(super) fn life_launcher(&self) -> Option<ConnId> {
+        self.life.starter
+    }
+
     /// Processes built by another hand are the pod's now.
     pub(super) fn life_adopted(&mut self, cmd: Option<Started>) {
         self.life.daemons = cmd.is_none();
@@ -219,6 +224,10 @@ impl Monitor {
     /// pid 1 reaped a process of the pod.
     pub(super) fn process_ended(&mut self, pid: i32, status: i32, childless: bool) {
         self.life.last_wait = status;
+        // It outlived its grace, though nobody looked at the clock in time.
+        if self.life.grace_until.is_some_and(|t| t <= Instant::now()) {
+            self.become_ready();
+        }
         if self.life.cmd.as_ref().is_some_and(|c| c.pod_pid == pid) {
             self.cmd_ended(status, childless);
         } else if self.life.daemons && childless {
@@ -363,6 +372,9 @@ impl Monitor {
     fn tell_end(&mut self, status: i32) {
         if !self.record.spec.rm {
             self.save();
+        } else if let Err(e) = self.store.forget(&self.record.spec.id) {
+            // The name is free before anyone hears of the end; the rest goes once nothing is needed of it.
+            complain(&self.record, &format!("not removed: {e}"));
         }
         self.stdio.end_attached();
         self.event(&Event::State(Status::Exited));

@@ -1,12 +1,12 @@
 //! The pod's log as a file: appended to, set aside as `log.1` when it is long, its last lines kept in memory.
 
-use crate::pod::logs::{Cutter, Stream};
+use crate::pod::logs::{Cutter, Stream, aside};
 use jiff::Timestamp;
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Length at which the log is set aside, in bytes; with `log.1` the pod keeps at most twice that.
 pub const LONG: u64 = 16 << 20;
@@ -103,13 +103,6 @@ impl LogFile {
         }
         Ok(())
     }
-}
-
-/// Where a long log is set aside.
-pub fn aside(log: &Path) -> PathBuf {
-    let mut name = log.as_os_str().to_owned();
-    name.push(".1");
-    PathBuf::from(name)
 }
 
 fn index(stream: Stream) -> usize {

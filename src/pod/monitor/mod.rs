@@ -26,11 +26,11 @@ mod spawn;
 mod stdio;
 mod sweep;
 
+pub use super::logs::aside;
 pub use birth::{LivePod, group_of};
-pub(super) use birth::{group_failure, monitor_group, own_group};
+pub(super) use birth::{monitor_dirs, own_group};
 pub use conns::ConnId;
 pub use incoming::Prepared;
-pub use logfile::aside;
 pub use run::main;
 pub(super) use run::{LAUNCH_FD, Launch, Mode};
 pub use sweep::{kept_link, sweep};

@@ -11,7 +11,7 @@ use crate::base::{Failure, Kind, PodId};
 use crate::pod::moving;
 use crate::pod::proto;
 use crate::pod::store::{Places, Record, Store, make_dir};
-use crate::sandbox::space::Clocks;
+use crate::sandbox::{self, space::Clocks};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -43,6 +43,8 @@ pub(in crate::pod) struct Launch {
     pub places: [PathBuf; 3],
     /// The pod, whose record is reserved.
     pub id: PodId,
+    /// When it was reserved: tells this reservation from another one of the same pod.
+    pub reserved: jiff::Timestamp,
     /// The cgroup to live beside, for `--cgroup-parent inherit`.
     pub beside: Option<PathBuf>,
     /// Name of the monitor's own group below the pod's.
@@ -92,6 +94,8 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(f) => {
             eprintln!("{} {f}", jiff::Timestamp::now());
+            // The group it was launched into is nobody's.
+            birth::leave_own();
             ExitCode::FAILURE
         }
     }
@@ -102,14 +106,10 @@ fn serve() -> Result<(), Failure> {
     let failed = |what: &'static str| {
         move |e: Errno| Failure::new(Kind::Failed, "monitor", format!("cannot {what}: {}", e.desc()))
     };
-    let (launch, fds) = match proto::recv::<Launch>(&channel) {
-        Ok(launch) => launch,
-        Err(e) => {
-            // The launcher died between the two: the group it made for us is nobody's.
-            birth::leave_own();
-            return Err(Failure::new(Kind::Usage, "__monitor", format!("not launched by podmig: {e}")));
-        }
-    };
+    let (launch, fds) = proto::recv::<Launch>(&channel)
+        .map_err(|e| Failure::new(Kind::Usage, "__monitor", format!("not launched by podmig: {e}")))?;
+    // The caller's limits are its command's (they stand in its definition), not ours.
+    sandbox::limits::lift();
     let mut signals = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT]
         .into_iter()
@@ -120,6 +120,7 @@ fn serve() -> Result<(), Failure> {
     nix::fcntl::fcntl(&channel, nix::fcntl::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
         .map_err(failed("prepare a socket"))?;
     let mut monitor = Monitor::new(&launch)?;
+    monitor.claim(launch.reserved)?;
     let starter = monitor.conns.add(channel, true);
     match monitor.prepare(&launch.group) {
         Err(f) => monitor.start_failed_for(starter, f),
@@ -138,6 +139,10 @@ fn serve() -> Result<(), Failure> {
     }
     monitor.run(&signals);
     Ok(())
+}
+
+fn no_record(id: &PodId) -> Failure {
+    Failure::new(Kind::NoSuchPod, id.as_str(), "its reservation is void: its starter died")
 }
 
 /// The launch channel, taken from its number.
@@ -174,9 +179,7 @@ impl Monitor {
     fn new(launch: &Launch) -> Result<Monitor, Failure> {
         let [etc, var, run] = launch.places.clone();
         let store = Store::open(&Places { etc, var, run });
-        let record: Record = store
-            .get(&launch.id)?
-            .ok_or_else(|| Failure::new(Kind::NoSuchPod, launch.id.as_str(), "no record of it"))?;
+        let record: Record = store.get(&launch.id)?.ok_or_else(|| no_record(&launch.id))?;
         let group = birth::group_of(&store.places, &record.spec, launch.beside.as_deref());
         let log = LogFile::new(store.places.log(&launch.id));
         Ok(Monitor {
@@ -193,13 +196,23 @@ impl Monitor {
         })
     }
 
-    /// Own control group, socket, record; before all, the last monitor of the pod must have left.
+    /// Makes the launcher's reservation ours. If the launcher has died by now, somebody may have taken it for void, and
+    /// even reserved the pod anew: then it is not ours to touch.
+    fn claim(&mut self, reserved: jiff::Timestamp) -> Result<(), Failure> {
+        let _names = self.store.lock_names()?;
+        let id = &self.record.spec.id;
+        let found = self.store.get(id)?.filter(|r| r.created == reserved && r.started.is_none());
+        self.record = found.ok_or_else(|| no_record(id))?;
+        self.record.monitor = Some(crate::pod::store::ProcId::me());
+        Ok(self.store.save_unsynced(&self.record)?)
+    }
+
+    /// Own control group and socket; the last monitor of the pod must have left.
     fn prepare(&mut self, group: &str) -> Result<(), Failure> {
         // Cloned into its v2 part by the launcher.
+        self.life.own_group = Some(birth::monitor_group(&self.life.group, group)?);
         self.life.lock = Some(self.lock()?);
-        let own = birth::monitor_group(&self.life.group, group)?;
-        own.join_rest().map_err(birth::group_failure)?;
-        self.life.own_group = Some(own);
+        super::sweep::keep_group(&self.store.places, &self.record.spec.id, &self.life.group)?;
         let path = self.store.places.socket(&self.record.spec.id);
         if let Some(dir) = path.parent() {
             make_dir(dir)?;
@@ -211,8 +224,6 @@ impl Monitor {
                 format!("cannot listen there: {}", crate::pod::store::plain(&e)),
             )
         })?;
-        self.record.monitor = Some(crate::pod::store::ProcId::me());
-        self.store.save_unsynced(&self.record)?;
         Ok(())
     }
 

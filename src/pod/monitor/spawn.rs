@@ -133,7 +133,7 @@ impl Monitor {
             fds.push(self.stdio.open_terminal(&self.root(), spec.user.uid, size).map_err(failed)?);
             Stdio::Terminal(0)
         } else {
-            self.stdio.open_pipes(stdin).map_err(failed)?;
+            self.stdio.open_pipes(stdin, spec.user.uid).map_err(failed)?;
             fds.extend(self.stdio.take_pod_ends().into_iter().map(|(_, fd)| fd));
             if !stdin {
                 fds.push(File::open("/dev/null").map_err(failed)?.into());
@@ -184,7 +184,16 @@ impl Monitor {
                 fds = vec![pty.slave];
                 Stdio::Terminal(0)
             }
-            (None, 3) => Stdio::Three([0, 1, 2]),
+            (None, 3) => {
+                for fd in &fds {
+                    // Pipes: its user may want to open `/dev/stdout` again. Anything else stays whose it is.
+                    if is_pipe(fd) {
+                        nix::unistd::fchown(fd, Some(spec.user.uid.into()), None)
+                            .map_err(|e| failed(e.into()))?;
+                    }
+                }
+                Stdio::Three([0, 1, 2])
+            }
             (None, _) => {
                 fds = vec![File::options().read(true).write(true).open("/dev/null").map_err(failed)?.into()];
                 Stdio::Three([0; 3])
@@ -368,6 +377,10 @@ impl Monitor {
         }
         self.process_ended(pid, status, childless);
     }
+}
+
+fn is_pipe(fd: &OwnedFd) -> bool {
+    nix::sys::stat::fstat(fd).is_ok_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFIFO)
 }
 
 fn port_at(session: u32, fd: &OwnedFd) -> Option<PortAt> {

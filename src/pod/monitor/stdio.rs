@@ -13,7 +13,7 @@ use crate::state::fd::Port;
 use nix::errno::Errno;
 use nix::fcntl::{F_SETFL, OFlag, fcntl};
 use nix::poll::PollFlags;
-use nix::unistd::{pipe2, read, write};
+use nix::unistd::{fchown, pipe2, read, write};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -117,16 +117,20 @@ impl Stdio {
     }
 
     /// New pipes for CMD's output, and with `stdin` for its input; [`Stdio::take_pod_ends`] gives the other ends.
-    pub(super) fn open_pipes(&mut self, stdin: bool) -> io::Result<()> {
+    ///
+    /// They belong to CMD's user, who may want to open `/dev/stdout` again.
+    pub(super) fn open_pipes(&mut self, stdin: bool, uid: u32) -> io::Result<()> {
         self.close();
         for (port, stream) in [(Port::Stdout, Stream::Out), (Port::Stderr, Stream::Err)] {
             let (ours, theirs) = pipe_out()?;
+            fchown(&theirs, Some(uid.into()), None)?;
             self.outputs.push(Output { port, fd: ours, stream });
             self.pod_ends.push((port, theirs));
         }
         if stdin {
             let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
             fcntl(&ours, F_SETFL(OFlag::O_NONBLOCK))?;
+            fchown(&theirs, Some(uid.into()), None)?;
             self.input_at = at(Port::Stdin, &ours);
             self.input = Sink { fd: Some(ours), ..Sink::default() };
             self.pod_ends.push((Port::Stdin, theirs));
@@ -139,7 +143,7 @@ impl Stdio {
         self.close();
         let pty = tty::open(&root.join("dev/pts/ptmx"))?;
         tty::set_size(&pty.master, size.0, size.1)?;
-        nix::unistd::fchown(&pty.slave, Some(uid.into()), None)?;
+        fchown(&pty.slave, Some(uid.into()), None)?;
         fcntl(&pty.master, F_SETFL(OFlag::O_NONBLOCK))?;
         let for_cmd = pty.slave.try_clone()?;
         self.outputs.push(Output { port: Port::Stdout, fd: pty.master.try_clone()?, stream: Stream::Out });

@@ -5,8 +5,10 @@ use crate::base::{Failure, Kind, PodId};
 use crate::kernel::cgroup::{Cgroup, Hierarchies};
 use crate::net;
 use crate::pod::store::{Places, Record, Store, plain, write_unsynced};
+use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 fn link_path(places: &Places, id: &PodId) -> PathBuf {
     places.dir(id).join("link.json")
@@ -20,6 +22,18 @@ pub(super) fn keep_link(places: &Places, link: &net::Link) -> Result<(), Failure
     };
     let text = serde_json::to_vec(link).map_err(|e| failed(e.to_string()))?;
     write_unsynced(&path, &text).map_err(|e| failed(plain(&e)))
+}
+
+fn group_path(places: &Places, id: &PodId) -> PathBuf {
+    places.dir(id).join("group")
+}
+
+/// Writes down which control group is the pod's: with `--cgroup-parent inherit` nobody else can tell.
+pub(super) fn keep_group(places: &Places, id: &PodId, group: &Path) -> Result<(), Failure> {
+    let path = group_path(places, id);
+    write_unsynced(&path, group.as_os_str().as_bytes()).map_err(|e| {
+        Failure::new(Kind::Failed, path.display().to_string(), format!("cannot write: {}", plain(&e)))
+    })
 }
 
 /// What was written down.
@@ -45,9 +59,7 @@ pub fn sweep(store: &Store, record: &Record) -> Result<(), Failure> {
         return Err(Failure::new(Kind::Refused, record.spec.name.as_str(), "its monitor runs"));
     }
     let mut first = sweep_group(store, record);
-    let path = link_path(&store.places, id);
-    let kept = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<net::Link>(&text).ok());
-    if let Some(link) = kept {
+    if let Some(link) = kept_link(&store.places, id) {
         match net::detach(&link) {
             Ok(()) => forget_link(&store.places, id),
             Err(e) => first = first.and(Err(e.into())),
@@ -66,7 +78,11 @@ pub fn sweep(store: &Store, record: &Record) -> Result<(), Failure> {
 
 fn sweep_group(store: &Store, record: &Record) -> Result<(), Failure> {
     let h = Hierarchies::detect().map_err(birth::group_failure)?;
-    let group = group_of(&store.places, &record.spec, birth::own_group().as_deref());
+    let kept = fs::read(group_path(&store.places, &record.spec.id)).ok();
+    let group = match kept {
+        Some(bytes) => PathBuf::from(OsString::from_vec(bytes)),
+        None => group_of(&store.places, &record.spec, None),
+    };
     match Cgroup::open(&h, &group) {
         Ok(group) => group.kill_all().and_then(|()| group.remove()).map_err(birth::group_failure),
         // Nothing there.

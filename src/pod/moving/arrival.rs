@@ -2,13 +2,13 @@
 
 use super::{Arrival, Reply, Request};
 use crate::base::MoveId;
-use crate::net::{self, Frame};
+use crate::net::{Frame, Hold, Replayer};
 use crate::pod::decisions::Decisions;
 use crate::pod::monitor::{ConnId, Monitor};
 use crate::pod::store::Status;
 use crate::policy::handover::{Target, TargetAction, TargetEvent, target};
 use crate::state::fd::restore as fds;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// A pod being built here.
@@ -20,7 +20,15 @@ pub struct Incoming {
     sockets: Vec<(OwnedFd, (bool, bool))>,
     arrival: Option<Arrival>,
     frames: Vec<Frame>,
+    /// Opened before the commit, dropped when there is time: both cost more than what they do.
+    doors: Option<Doors>,
     stages: Vec<(String, u64)>,
+}
+
+/// The hand on the hold, and the way for captured frames into the pod's link.
+struct Doors {
+    hold: Hold,
+    replayer: Option<Replayer>,
 }
 
 /// A request of a worker.
@@ -57,6 +65,7 @@ fn arrive(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, deadline_ms: u64
         sockets: Vec::new(),
         arrival: None,
         frames: Vec::new(),
+        doors: None,
         stages: Vec::new(),
     });
     monitor.wake_at(deadline);
@@ -70,8 +79,17 @@ fn prepared(monitor: &mut Monitor, arrival: Arrival) -> Result<Reply, String> {
         Ok(false) => return Err("the pod's control group is not frozen".to_owned()),
         Err(e) => return Err(e.to_string()),
     }
+    let hold = Hold::open(pod.netns.as_fd(), &monitor.record.spec.net.mode).map_err(|e| e.to_string())?;
+    let replayer = monitor.link().and_then(|link| match Replayer::open(link) {
+        Ok(replayer) => Some(replayer),
+        Err(e) => {
+            monitor.complain(&format!("captured frames will not be replayed: {e}"));
+            None
+        }
+    });
     if let Some(incoming) = &mut monitor.moving.arrival {
         incoming.arrival = Some(arrival);
+        incoming.doors = Some(Doors { hold, replayer });
     }
     match event(monitor, TargetEvent::Prepared)? {
         true => Ok(Reply::Done),
@@ -162,8 +180,13 @@ fn activate(monitor: &mut Monitor) {
         wait_for_clocks(monitor, arrival);
     }
     lap(&mut incoming.stages, "clocks");
-    for trouble in monitor.let_traffic_in() {
-        monitor.complain(&trouble);
+    if let Err(e) = monitor.attach_link() {
+        monitor.complain(&e);
+    }
+    if let Some(doors) = &mut incoming.doors
+        && let Err(e) = doors.hold.lift()
+    {
+        monitor.complain(&format!("hold not lifted: {e}"));
     }
     lap(&mut incoming.stages, "link");
     for (fd, (reuseaddr, push)) in incoming.sockets.drain(..) {
@@ -175,16 +198,14 @@ fn activate(monitor: &mut Monitor) {
         place_socket_files(monitor, arrival);
     }
     lap(&mut incoming.stages, "sockets");
-    if let Some(link) = monitor.link() {
-        if let Err(e) = net::replay(link, &incoming.frames) {
-            monitor.complain(&format!("captured frames not replayed: {e}"));
-        }
+    if let Some(replayer) = incoming.doors.as_ref().and_then(|d| d.replayer.as_ref()) {
+        replayer.send(&incoming.frames);
     }
     lap(&mut incoming.stages, "replay");
-    if let Some(pod) = &monitor.pod {
-        if let Err(e) = pod.cgroup.freezer().thaw() {
-            monitor.complain(&format!("not thawed: {e}"));
-        }
+    if let Some(pod) = &monitor.pod
+        && let Err(e) = pod.cgroup.freezer().thaw()
+    {
+        monitor.complain(&format!("not thawed: {e}"));
     }
     lap(&mut incoming.stages, "thaw");
     monitor.announce();
@@ -219,19 +240,23 @@ fn tear_down(monitor: &mut Monitor) {
 
 /// A connection closed.
 pub fn closed(monitor: &mut Monitor, conn: ConnId) {
-    if let Some(incoming) = &mut monitor.moving.arrival {
-        if incoming.conn == Some(conn) {
-            incoming.conn = None;
-            if let Err(e) = event(monitor, TargetEvent::WorkerGone) {
-                monitor.complain(&e);
-            }
+    if let Some(incoming) = &mut monitor.moving.arrival
+        && incoming.conn == Some(conn)
+    {
+        incoming.conn = None;
+        if let Err(e) = event(monitor, TargetEvent::WorkerGone) {
+            monitor.complain(&e);
         }
     }
 }
 
 /// Past the deadline without a commit?
 pub fn tick(monitor: &mut Monitor) {
-    let Some(incoming) = &monitor.moving.arrival else { return };
+    let Some(incoming) = &mut monitor.moving.arrival else { return };
+    if incoming.machine == Target::Owner {
+        incoming.doors = None;
+        return;
+    }
     if !matches!(incoming.machine, Target::Incoming | Target::Prepared) {
         return;
     }

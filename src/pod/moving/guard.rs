@@ -3,8 +3,9 @@
 
 use super::{Reply, Request};
 use crate::base::MoveId;
+use crate::freeze::{self, PodTasks};
 use crate::net::Hold;
-use crate::pod::monitor::{ConnId, Monitor};
+use crate::pod::monitor::{ConnId, LivePod, Monitor};
 use crate::pod::store::{MoveMark, Status};
 use crate::policy::handover::{Source, SourceAction, SourceEvent, source};
 use crate::state::inet::collect::{self as inet, RepairedSocket};
@@ -113,7 +114,11 @@ fn frozen(monitor: &mut Monitor) -> Result<(), String> {
     let Some(pod) = &monitor.pod else { return Err("it has no processes".to_owned()) };
     // Not on the mover's word: what follows rests on it.
     match pod.cgroup.freezer().is_frozen() {
-        Ok(true) => agreed(event(monitor, SourceEvent::Frozen)),
+        Ok(true) => {
+            // What the pod wrote goes into the log, whose end travels.
+            monitor.drain_output();
+            agreed(event(monitor, SourceEvent::Frozen))
+        }
         Ok(false) => Err("its control group is not frozen".to_owned()),
         Err(e) => Err(e.to_string()),
     }
@@ -145,6 +150,20 @@ fn event(monitor: &mut Monitor, event: SourceEvent) -> Result<bool, String> {
     Ok(yes)
 }
 
+/// Lets the pod run on. Calls that the mover's stop had interrupted and that it did not live to mend are mended; if
+/// that cannot be done the pod runs all the same.
+fn wake(pod: &LivePod) -> Result<(), String> {
+    let freezer = pod.cgroup.freezer();
+    let tasks = PodTasks { cgroup: freezer.clone(), init: pod.init.pid };
+    match freeze::resume(&tasks) {
+        Ok(()) => Ok(()),
+        Err(e) => match freezer.thaw() {
+            Ok(()) => Err(format!("running, but calls may have been interrupted: {e}")),
+            Err(thaw) => Err(thaw.to_string()),
+        },
+    }
+}
+
 /// Writes the commit to disk. If that fails nothing was committed: the machine goes back.
 fn journal(monitor: &mut Monitor) -> Result<(), String> {
     let Some(guard) = &mut monitor.moving.guard else { return Ok(()) };
@@ -170,15 +189,15 @@ fn undo(monitor: &mut Monitor) {
                 .complain(&format!("socket of pid {} fd {} not given back: {e}", socket.host_pid, socket.fd));
         }
     }
-    if let Some(hold) = &mut guard.hold {
-        if let Err(e) = hold.lift() {
-            monitor.complain(&format!("hold not lifted: {e}"));
-        }
+    if let Some(hold) = &mut guard.hold
+        && let Err(e) = hold.lift()
+    {
+        monitor.complain(&format!("hold not lifted: {e}"));
     }
-    if let Some(pod) = &monitor.pod {
-        if let Err(e) = pod.cgroup.freezer().thaw() {
-            monitor.complain(&format!("not thawed: {e}"));
-        }
+    if let Some(pod) = &monitor.pod
+        && let Err(e) = wake(pod)
+    {
+        monitor.complain(&format!("not thawed: {e}"));
     }
     end_asking(&mut guard);
     monitor.moving.stage = None;
@@ -231,11 +250,11 @@ fn ask(monitor: &mut Monitor) {
 
 /// A connection closed.
 pub fn closed(monitor: &mut Monitor, conn: ConnId) {
-    if let Some(guard) = &mut monitor.moving.guard {
-        if guard.conn == Some(conn) {
-            guard.conn = None;
-            let _ = event(monitor, SourceEvent::MoverGone);
-        }
+    if let Some(guard) = &mut monitor.moving.guard
+        && guard.conn == Some(conn)
+    {
+        guard.conn = None;
+        let _ = event(monitor, SourceEvent::MoverGone);
     }
 }
 

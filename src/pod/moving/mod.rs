@@ -130,6 +130,13 @@ pub struct State {
     pub stage: Option<Stage>,
 }
 
+impl State {
+    /// Whether somebody has said that he builds the arriving pod.
+    pub(super) fn arriving(&self) -> bool {
+        self.arrival.is_some()
+    }
+}
+
 impl Monitor {
     pub(super) fn answer_move(&mut self, conn: ConnId, reply: Reply, fds: Vec<OwnedFd>) {
         self.reply(conn, proto::Reply::Move(reply), fds);

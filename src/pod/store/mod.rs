@@ -94,6 +94,9 @@ impl From<Error> for Failure {
                 Failure::new(Kind::Failed, name.as_str(), text)
                     .remedy(format!("`podmig start {name}` starts it again"))
             }
+            Error::Here { name, status: Status::Checkpointed } => {
+                Failure::new(Kind::Failed, name.as_str(), text).remedy("`podmig restore FILE` brings it back")
+            }
             Error::Here { name, .. } => {
                 Failure::new(Kind::Refused, name.as_str(), text).remedy(format!("`podmig stop {name}` first"))
             }
@@ -281,6 +284,9 @@ impl Store {
         if let Some(e) = elsewhere(&before) {
             return Err(e);
         }
+        if before.status == Status::Checkpointed {
+            return Err(Error::Here { name: before.spec.name, status: before.status });
+        }
         if !before.status.is_ended() {
             return Err(Error::NameTaken { name: before.spec.name, status: before.status });
         }
@@ -299,13 +305,18 @@ impl Store {
         }
     }
 
+    /// Removes the record of a pod, and so frees its name; what else there is of it stays until [`Store::remove`].
+    pub fn forget(&self, id: &PodId) -> Result<(), Error> {
+        let record = self.places.record(id);
+        gone(fs::remove_file(&record)).map_err(io_error("remove", &record))
+    }
+
     /// Removes all this host knows of a pod: record, log, journal, socket. Twice is harmless.
     pub fn remove(&self, id: &PodId) -> Result<(), Error> {
         let socket = self.places.socket(id);
         gone(fs::remove_file(&socket)).map_err(io_error("remove", &socket))?;
         // The record first: a crash between leaves a directory without a pod, not a pod without a log.
-        let record = self.places.record(id);
-        gone(fs::remove_file(&record)).map_err(io_error("remove", &record))?;
+        self.forget(id)?;
         let dir = self.places.dir(id);
         gone(fs::remove_dir_all(&dir)).map_err(io_error("remove", &dir))
     }

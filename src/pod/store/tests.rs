@@ -142,6 +142,8 @@ fn a_checkpointed_pod_frees_its_name() {
     r.status = Status::Checkpointed;
     s.save(&r).unwrap();
     assert_eq!(s.find("web").unwrap().spec.id, r.spec.id);
+    let f = Failure::from(s.reserve_again(&r.spec.id).unwrap_err());
+    assert!(f.kind == Kind::Failed && f.remedy.contains("podmig restore"), "{f}");
     let new = s.reserve(&spec("web", 2)).unwrap();
     assert_eq!(s.find("web").unwrap().spec.id, new.spec.id);
 }

@@ -54,8 +54,9 @@ pub struct Rseq {
 /// Everything a thread needs to go on at its next instruction.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CpuState {
-    /// Registers, **already rewound** for restart (DESIGN 3): writing them back with `orig_rax = -1` re-issues
-    /// an interrupted call, or goes on after a finished one.
+    /// Registers **to be written back exactly as they are**, `orig_rax` included. They are rewound for restart already
+    /// (DESIGN 3): a call that was interrupted by the stop alone is made again. A call that a waiting signal will
+    /// interrupt keeps its number in `orig_rax`, and the kernel decides about it.
     pub regs: Regs,
     /// XSAVE area as `NT_X86_XSTATE` gives it.
     pub xstate: Vec<u8>,

@@ -61,8 +61,9 @@ pub fn registers(r: &Regs) -> Result<remote::Regs, String> {
         rdx: r.rdx,
         rsi: r.rsi,
         rdi: r.rdi,
-        // Whatever the task did last is over: the kernel must not "restart" it and take 2 off the new rip.
-        orig_rax: u64::MAX,
+        // As found: -1 where nothing is to be restarted; a call that a waiting signal will interrupt keeps its number,
+        // so that the kernel decides about it as it would have at the source.
+        orig_rax: r.orig_rax,
         rip: r.rip,
         cs: r.cs,
         eflags: r.eflags,
@@ -84,7 +85,7 @@ mod tests {
     #[test]
     fn kernel_addresses_and_other_selectors_are_refused() {
         let good = Regs { cs: 0x33, ss: 0x2b, rip: 0x40_0000, ..Regs::default() };
-        assert_eq!(registers(&good).unwrap().orig_rax, u64::MAX);
+        assert_eq!(registers(&good).unwrap().rip, good.rip);
         for bad in [
             Regs { cs: 0x23, ..good },
             Regs { rip: 0xffff_8000_0000_0000, ..good },

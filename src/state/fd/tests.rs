@@ -6,6 +6,7 @@
 
 mod files;
 mod harness;
+mod inside;
 mod lab;
 mod net;
 mod refused;

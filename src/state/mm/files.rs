@@ -193,7 +193,11 @@ impl FileTable {
             },
         }
         // `maps` cannot tell a newline in a name from the four characters it writes for it.
-        let path = asked.proc.link(link.as_str()).map_err(Error::read(asked.proc.pid(), link.as_str()))?;
+        let path = if asked.name.contains(&b'\\') {
+            asked.proc.link(link.as_str()).map_err(Error::read(asked.proc.pid(), link.as_str()))?
+        } else {
+            asked.name.to_vec()
+        };
         self.named(asked, &path, &link, &st, found).map(|id| id.map(Behind::File))
     }
 

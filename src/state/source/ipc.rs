@@ -5,26 +5,48 @@ use crate::kernel::procfs::Proc;
 use crate::state::error::Error;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use std::fs::File;
+use std::io::{Read, Seek};
 
-/// One blocker for each kind of System V object the pod has.
-pub fn system_v(init: &Proc) -> Result<Vec<Blocker>, Error> {
-    let pid = init.pid();
-    let fail = |e: Errno| Error::read(pid, "System V objects")(e);
-    let ns = init.open_at("ns/ipc").map_err(fail)?;
-    // `/proc/sysvipc` shows the namespace of the thread that opens it: one of ours goes there and ends.
-    let read = move || -> Result<Vec<(&'static str, String)>, Errno> {
-        setns(&ns, CloneFlags::CLONE_NEWIPC)?;
-        let one = |kind| {
-            std::fs::read_to_string(format!("/proc/sysvipc/{kind}"))
-                .map(|text| (kind, text))
-                .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+/// The tables of System V objects, held open: `/proc/sysvipc` shows the namespace of whoever *opened* it.
+#[derive(Debug)]
+pub struct SystemV {
+    tables: [(&'static str, File); 3],
+    init: i32,
+}
+
+impl SystemV {
+    /// Opens the tables of the pod's ipc namespace, in a thread that goes there and ends.
+    pub fn open(init: &Proc) -> Result<Self, Error> {
+        let pid = init.pid();
+        let fail = |e: std::io::Error| {
+            let e = Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+            Error::Read { what: "System V objects".to_owned(), pid, source: e }
         };
-        ["shm", "sem", "msg"].into_iter().map(one).collect()
-    };
-    let thread = std::thread::Builder::new().spawn(read);
-    let thread = thread.map_err(|e| fail(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EAGAIN))))?;
-    let tables = thread.join().unwrap_or(Err(Errno::EIO)).map_err(fail)?;
-    Ok(tables.iter().filter_map(|(kind, text)| blocker(kind, text)).collect())
+        let ns = init.open_at("ns/ipc").map_err(|e| fail(e.into()))?;
+        let open = move || -> std::io::Result<_> {
+            setns(&ns, CloneFlags::CLONE_NEWIPC)?;
+            let one = |kind| Ok::<_, std::io::Error>((kind, File::open(format!("/proc/sysvipc/{kind}"))?));
+            Ok([one("shm")?, one("sem")?, one("msg")?])
+        };
+        let thread = std::thread::Builder::new().spawn(open).map_err(fail)?;
+        let tables = thread.join().unwrap_or_else(|_| Err(Errno::EIO.into())).map_err(fail)?;
+        Ok(Self { tables, init: pid })
+    }
+
+    /// One blocker for each kind of object there is now.
+    pub fn look(&mut self) -> Result<Vec<Blocker>, Error> {
+        let mut found = Vec::new();
+        for (kind, file) in &mut self.tables {
+            let mut text = String::new();
+            let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
+            read.map_err(|e| {
+                Error::read(self.init, *kind)(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+            })?;
+            found.extend(blocker(kind, &text));
+        }
+        Ok(found)
+    }
 }
 
 fn blocker(kind: &str, table: &str) -> Option<Blocker> {

@@ -2,7 +2,7 @@
 //!
 //! Anything may end, begin or change between two reads; a process that ended meanwhile is passed over.
 
-use super::{Source, ipc};
+use super::Source;
 use crate::base::Blocker;
 use crate::kernel::procfs::{Proc, Stat};
 use crate::state::Tree;
@@ -39,6 +39,7 @@ impl Source {
         let mut mms = Vec::new();
         let mut ended = HashSet::new();
         self.files.new_pass();
+        self.objects.new_pass();
         for facts in all.iter().filter(|f| !f.is_zombie()) {
             let mut here = Vec::new();
             let result = self.survey_one(facts, &mut here);
@@ -63,7 +64,8 @@ impl Source {
         {
             found.push(blocker("family", e.pid, e.why.to_string(), "no remedy while these processes live"));
         }
-        found.extend(ipc::system_v(&self.init)?);
+        found.extend(self.ipc.look()?);
+        self.private.content(&self.init, &mut self.objects, &mut found)?;
         let views: Vec<ProcView> =
             live.iter().map(|f| ProcView { host_pid: f.host, pod_pid: f.pid() }).collect();
         found.extend(fd_preflight(&views, &self.fd_context())?);

@@ -5,10 +5,10 @@
 //! may have changed since any earlier look. All the rest is read from `/proc` and by ptrace.
 
 use super::running::once;
-use super::{HostPids, Source, Who, ipc};
+use super::{HostPids, Source, Who};
 use crate::base::{Blocker, Failure};
 use crate::freeze::{StoppedPod, StoppedProc};
-use crate::kernel::procfs::{Status, TimerLine};
+use crate::kernel::procfs::{Proc, Status, TimerLine};
 use crate::kernel::ptrace;
 use crate::remote::{Batch, Results, is_scratch};
 use crate::sandbox::seccomp::profile;
@@ -104,6 +104,7 @@ impl Source {
         self.read.clear();
         self.last_pid = None;
         self.files.new_pass();
+        self.objects.new_pass();
         let init = self.init_status()?;
         for proc in &mut pod.procs {
             let (facts, layout) = self.read_process(proc, &init, &mut found)?;
@@ -123,7 +124,8 @@ impl Source {
             }
         }
         let procs = family(&all, (self.view.init, &init), &mut found);
-        found.extend(ipc::system_v(&self.init)?);
+        found.extend(self.ipc.look()?);
+        self.private.content(&self.init, &mut self.objects, &mut found)?;
         if !found.is_empty() {
             return Err(Error::Refused(once(found)));
         }
@@ -145,7 +147,14 @@ impl Source {
         let ctx = self.fd_context();
         let scan = Scan::new(&views, &ctx)?;
         before_repair(scan.tcp_sockets()).map_err(|f| Error::Told(Box::new(f)))?;
+        let objects = self.objects.len();
         let fds = scan.finish(&mut self.objects)?;
+        if self.objects.len() > objects {
+            // The tree was sent and its objects are being read: one that only a socket's queue holds is not among them.
+            let message = "a memfd or nameless file under way in a unix socket cannot be carried yet";
+            let b = blocker("object-in-flight", 0, message, "try again, once it is received");
+            return Err(Error::Refused(vec![Blocker { pid: None, ..b }]));
+        }
         let mut procs: Vec<ProcessState> = Vec::with_capacity(self.read.len());
         for (read, table) in self.read.drain(..).zip(fds.tables) {
             procs.push(ProcessState { fds: table, ..read.state });
@@ -220,7 +229,7 @@ impl Source {
         let leader = &proc.threads[0].stopped;
         let signals =
             signal::collect::process(leader, &facts.status, &answers.asked.signals, &answers.first)?;
-        let threads = self.threads(proc, &statuses, &seccomp, &answers, found)?;
+        let threads = self.threads((&facts.proc, proc), &statuses, &seccomp, &answers, found)?;
         let around = around(&facts, &self.init, &mut self.buf, found)?;
         let state = ProcessState {
             pid,
@@ -282,7 +291,7 @@ impl Source {
 
     fn threads(
         &mut self,
-        proc: &StoppedProc,
+        (dir, proc): (&Proc, &StoppedProc),
         statuses: &[Status],
         seccomp: &[Seccomp],
         answers: &Answers,
@@ -296,13 +305,11 @@ impl Source {
             };
             let (tid, stopped, status, pid) = (thread.host_tid, &thread.stopped, &statuses[i], proc.pod_pid);
             let said = asked::thread(&asked.own, results, (tid, pid), found)?;
-            let name = format!("/proc/{}/task/{tid}/comm", proc.host_pid);
-            let comm = std::fs::read(&name).map_err(|e| {
-                Error::read(tid, "comm")(nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0)))
-            })?;
+            let name = format!("task/{tid}/comm");
+            dir.read_into(name.as_str(), &mut self.buf).map_err(Error::read(tid, "comm"))?;
             all.push(ThreadState {
                 tid: thread.pod_tid,
-                comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
+                comm: self.buf.strip_suffix(b"\n").unwrap_or(&self.buf).to_vec(),
                 cpu: cpu::collect::cpu(stopped, asked.cpu, results, pid, found)?,
                 signals: signal::collect::thread(stopped, status, asked.signals, results)?,
                 cred: cred::collect::cred(status, said.securebits, seccomp[i]),

@@ -15,11 +15,11 @@ pub struct Asked {
 
 /// Appends the questions to a batch; `lines` are those of `/proc/P/timers`, read while the process is stopped.
 pub fn ask(batch: &mut Batch, lines: &[TimerLine]) -> Asked {
-    let mut itimer = |which: i32| {
+    let itimer = |which: i32| {
         let out = batch.out(32);
         (batch.call(libc::SYS_getitimer, &[which.into(), out.into()]), out)
     };
-    let itimers = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF].map(|w| itimer(w as i32));
+    let itimers = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF].map(itimer);
     let mut lines = lines.to_vec();
     lines.sort_by_key(|l| l.id);
     let posix = lines

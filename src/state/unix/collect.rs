@@ -82,14 +82,17 @@ pub(crate) fn check(table: &Table, id: FileId, sockets: &Sockets) -> Result<Vec<
                 found.push(blocker(desc, "pending-socket", text, "try again in a moment"));
             }
         }
-        Some(ino) if ino != 0 && in_pod(table, desc, ino).is_none() => {
-            if well_known(&fd, diag).is_none() && !sockets.maybe_in_flight() {
-                let name = sock::name(&fd, true).ok().and_then(|n| sock::parse_unix(&n));
-                let peer = name.map_or_else(|| "an unnamed socket".to_owned(), |n| shown(&n));
-                let text = format!("it is connected to {peer} of a process outside the pod");
-                let remedy = "close the connection, or run both programs in one pod";
-                found.push(blocker(desc, "outside-socket", text, remedy));
-            }
+        Some(ino)
+            if ino != 0
+                && in_pod(table, desc, ino).is_none()
+                && well_known(&fd, diag).is_none()
+                && !sockets.maybe_in_flight() =>
+        {
+            let name = sock::name(&fd, true).ok().and_then(|n| sock::parse_unix(&n));
+            let peer = name.map_or_else(|| "an unnamed socket".to_owned(), |n| shown(&n));
+            let text = format!("it is connected to {peer} of a process outside the pod");
+            let remedy = "close the connection, or run both programs in one pod";
+            found.push(blocker(desc, "outside-socket", text, remedy));
         }
         _ => {}
     }

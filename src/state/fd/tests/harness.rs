@@ -3,7 +3,7 @@
 use crate::kernel::descr;
 use crate::state::fd::collect::{Collected, FdContext, ProcView, Scan, preflight};
 use crate::state::fd::restore::{Hands, HandsContext, Made};
-use crate::state::fd::{Error, FileId, OpenFile};
+use crate::state::fd::{Error, FileId, OpenFile, Port};
 use crate::state::object::ObjectId;
 use crate::state::object::collect::ObjectTable;
 use nix::sys::signal::{Signal, kill};
@@ -12,17 +12,32 @@ use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Set-ups by name: what a child holds.
 pub type Setup = (&'static str, fn() -> Vec<OwnedFd>);
 /// All of them.
-pub const SETUPS: &[&[Setup]] =
-    &[super::files::SETUPS, super::unix::SETUPS, super::net::SETUPS, super::refused::SETUPS];
+pub const SETUPS: &[&[Setup]] = &[
+    super::files::SETUPS,
+    super::unix::SETUPS,
+    super::net::SETUPS,
+    super::refused::SETUPS,
+    super::inside::SETUPS,
+];
 
 /// Number of the first descriptor a child holds.
 pub const FIRST: RawFd = 10_000;
+
+/// A directory of this test's own, the same in its children; gone when the test is.
+pub fn dir() -> PathBuf {
+    thread_local!(static OWN: tempfile::TempDir = tempfile::tempdir().unwrap());
+    match std::env::var_os("PMFDS_DIR") {
+        Some(dir) => dir.into(),
+        None => OWN.with(|dir| dir.path().to_owned()),
+    }
+}
 
 /// Waits until `done` says so, at most ten seconds.
 pub fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
@@ -81,7 +96,12 @@ impl Holder {
 
     fn start_with(setup: &str, mut command: Command) -> Self {
         command.args(["--exact", "state::fd::tests::child", "--nocapture", "--test-threads=1"]);
-        command.env("PMFDS_CHILD", setup).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+        command
+            .env("PMFDS_CHILD", setup)
+            .env("PMFDS_DIR", dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .process_group(0);
         let mut child = command.spawn().unwrap();
         let pid = child.id() as i32;
         let mut out = BufReader::new(child.stdout.take().unwrap());
@@ -117,10 +137,14 @@ impl Holder {
 
     /// Stops it and reads everything.
     pub fn collect(&self) -> (Collected, ObjectTable) {
+        self.collect_as(self.view(), &self.context())
+    }
+
+    /// The same with something else to go by.
+    pub fn collect_as(&self, view: ProcView, ctx: &FdContext) -> (Collected, ObjectTable) {
         self.stop();
-        let ctx = self.context();
         let mut objects = ObjectTable::new(HashSet::new()).unwrap();
-        let scan = match Scan::new(&[self.view()], &ctx) {
+        let scan = match Scan::new(&[view], ctx) {
             Ok(scan) => scan,
             Err(Error::Blocked(b)) => panic!("blocked: {b:#?}"),
             Err(e) => panic!("{e}: {:?}", std::error::Error::source(&e)),
@@ -168,6 +192,20 @@ pub fn make(
     pids: &HashMap<i32, i32>,
     enter: impl FnOnce() + Send,
 ) -> Again {
+    match try_make(&collected, objects, pids, &HashMap::new(), enter) {
+        Ok(made) => Again { made, collected },
+        Err(e) => panic!("{e}: {:?}", std::error::Error::source(&e)),
+    }
+}
+
+/// The same, which may fail; with ports.
+pub fn try_make(
+    collected: &Collected,
+    objects: &ObjectTable,
+    pids: &HashMap<i32, i32>,
+    ports: &HashMap<Port, OwnedFd>,
+    enter: impl FnOnce() + Send,
+) -> Result<Made, Error> {
     let proc = std::fs::File::open("/proc").unwrap();
     let objects: HashMap<ObjectId, OwnedFd> = (0..objects.len() as u32)
         .map(|n| (ObjectId(n), objects.handle(ObjectId(n)).unwrap().try_clone_to_owned().unwrap()))
@@ -176,19 +214,14 @@ pub fn make(
     let bytes = postcard::to_stdvec(&collected.files).unwrap();
     let files: Vec<OpenFile> = postcard::from_bytes(&bytes).unwrap();
     assert_eq!(files, collected.files);
-    let ports = HashMap::new();
-    let made = std::thread::scope(|s| {
+    std::thread::scope(|s| {
         let body = || {
             enter();
-            let ctx = HandsContext { proc: proc.as_fd(), objects: &objects, ports: &ports, pids };
+            let ctx = HandsContext { proc: proc.as_fd(), objects: &objects, ports, pids };
             Hands::make(&files, &ctx)
         };
         s.spawn(body).join().unwrap()
-    });
-    match made {
-        Ok(made) => Again { made, collected },
-        Err(e) => panic!("{e}: {:?}", std::error::Error::source(&e)),
-    }
+    })
 }
 
 /// Start, read, kill, make again: the whole way for one set-up.

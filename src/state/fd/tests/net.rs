@@ -21,6 +21,7 @@ pub const SETUPS: &[Setup] = &[
     ("tcp-serve6", || serve(&[POD6, "::"], 2)),
     ("tcp-hundred", || serve(&[POD], 100)),
     ("tcp-idle", idle),
+    ("tcp-inner", inner),
     ("udp", udp),
 ];
 
@@ -258,6 +259,60 @@ fn connections_being_closed_go_on_closing() {
     }
 }
 
+/// Connections whose both ends are in the pod: 0/1 with data both ways, 2/3 one side closed.
+fn inner() -> Vec<OwnedFd> {
+    let listener = TcpListener::bind("127.0.0.1:7300").unwrap();
+    let pair = || {
+        let a = TcpStream::connect("127.0.0.1:7300").unwrap();
+        (a, listener.accept().unwrap().0)
+    };
+    let ((mut a, mut b), (mut c, d)) = (pair(), pair());
+    a.write_all(b"from a").unwrap();
+    b.write_all(b"from b").unwrap();
+    c.write_all(b"last of c").unwrap();
+    c.shutdown(Shutdown::Write).unwrap();
+    let all = [a, b, c, d].map(OwnedFd::from);
+    until("closed on one side", || {
+        (state_of(&all[3]) == state::CLOSE_WAIT && state_of(&all[2]) == state::FIN_WAIT2).then_some(())
+    });
+    all.into()
+}
+
+#[test]
+fn connections_inside_the_pod_go_along() {
+    let lab = Lab::new();
+    let holder = Holder::start_in(&lab.source(), "tcp-inner");
+    let mut clone = holder.collect().0.files;
+    let a = relocate(&lab, holder);
+    assert_eq!((a.collected.kept, a.collected.lost), (4, 0));
+    assert_eq!(read_all(a.fd(1), 6), b"from a");
+    assert_eq!(read_all(a.fd(0), 6), b"from b");
+    assert_eq!(read_all(a.fd(3), usize::MAX), b"last of c");
+    sock::send(a.fd(3), b"answer", &[], None, None, 0).unwrap();
+    assert_eq!(read_all(a.fd(2), 6), b"answer");
+    sock::shutdown(a.fd(3), libc::SHUT_WR).unwrap();
+    assert_eq!(read_all(a.fd(2), usize::MAX), b"");
+    // A clone keeps these, and would lose one that leaves the pod.
+    let before = clone.clone();
+    crate::state::fd::close_outside_connections(&mut clone);
+    assert!(clone == before);
+    clone.truncate(1);
+    crate::state::fd::close_outside_connections(&mut clone);
+    let FileKind::Tcp(t) = &clone[0].kind else { panic!() };
+    let unread = b"from b".to_vec();
+    assert_eq!(t.state, TcpState::Over { how: crate::state::inet::Ended::Reset, unread });
+}
+
+#[test]
+fn a_connection_nobody_accepted_is_counted() {
+    let lab = Lab::new();
+    let (holder, _clients) = start(&lab, "tcp-serve", POD, 6);
+    let _late = lab.within(&lab.peer(), || TcpStream::connect(addr(POD, PORT)).unwrap());
+    let (collected, _) = holder.collect();
+    assert_eq!((collected.kept, collected.lost), (6, 1));
+    assert!(collected.warnings.iter().any(|w| w.contains("accepted")), "{:?}", collected.warnings);
+}
+
 #[test]
 fn a_move_given_up_leaves_connections_as_they_were() {
     let lab = Lab::new();
@@ -423,10 +478,9 @@ fn udp_sockets_keep_what_came_and_who_sent_it() {
     assert!(matches!(&a.open_file(0).kind, FileKind::Udp(u) if u.groups.len() == 1), "{:?}", a.open_file(0));
 }
 
-/// Run by hand (`--ignored --nocapture`): what a hundred connections cost.
+/// With `--nocapture`: what a hundred connections cost.
 #[test]
-#[ignore = "a measurement"]
-fn measure_a_hundred() {
+fn a_hundred_connections_go_along() {
     let lab = Lab::new();
     let (holder, mut clients) = start(&lab, "tcp-hundred", POD, 100);
     for c in &mut clients {

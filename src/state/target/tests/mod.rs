@@ -2,6 +2,8 @@
 
 mod family;
 mod finish;
+mod round;
+mod update;
 
 use super::{Builder, TargetCtx};
 use crate::base::AddrRange;
@@ -11,7 +13,8 @@ use crate::state::Tree;
 use crate::state::mm::{Backing, Borders, MapFileId, MappedFile, MmId, MmLayout, Vma, VmaFlags};
 use crate::state::task::ProcNode;
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -54,17 +57,25 @@ struct Pod {
 
 impl Pod {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start(tempfile::tempdir().unwrap(), &[], None)
+    }
+
+    /// A pod that runs `program`, whose output goes to `output`.
+    fn start(dir: tempfile::TempDir, program: &[&str], output: Option<OwnedFd>) -> Self {
         let init = compile(dir.path(), "init", INIT, &["-static", "-nostdlib"]);
         let name = format!("pmbuild-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let cgroup = Cgroup::create(&Hierarchies::detect().unwrap(), Path::new(&name)).unwrap();
-        let mut child = Command::new("unshare")
-            .args(["-f", "-p", "-m", "-n", "-i", "-u", "-T", "--mount-proc", "--kill-child"])
-            .arg(&init)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["-f", "-p", "-m", "-n", "-i", "-u", "-T", "--mount-proc", "--kill-child"]);
+        // Descriptor 3 of init: through a shell, for lack of a way to say so here.
+        if let Some(fd) = output {
+            let script = "exec 3>&2 2>/dev/null; exec \"$@\"";
+            command.args(["sh", "-c", script, "sh"]).stderr(fd);
+        } else {
+            command.stderr(Stdio::null());
+        }
+        let mut child =
+            command.arg(&init).args(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut told = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         told.read_line(&mut line).unwrap();
@@ -73,6 +84,7 @@ impl Pod {
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         let init = children.trim().parse().unwrap();
         cgroup.add(init).unwrap();
+        child.stdin.take().unwrap().write_all(b"g").unwrap();
         Self { dir, child, told, init, cgroup }
     }
 
@@ -116,7 +128,9 @@ impl Pod {
     /// A program the pod's processes can map: a file of a few pages.
     fn program(&self) -> MappedFile {
         let path = self.dir.path().join("program");
-        std::fs::copy(self.dir.path().join("init"), &path).unwrap();
+        if !path.exists() {
+            std::fs::copy(self.dir.path().join("init"), &path).unwrap();
+        }
         mapped_file(&path)
     }
 }
