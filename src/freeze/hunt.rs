@@ -3,7 +3,7 @@
 
 use super::{Error, PodTasks, Result, StoppedProc, StoppedThread};
 use crate::kernel::ptrace::yield_now;
-use crate::kernel::status;
+use crate::kernel::{kcmp, status};
 use crate::remote::{self, Progress, Running, Stopped};
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
@@ -177,11 +177,16 @@ impl Hunt<'_> {
         Ok(())
     }
 
-    /// A vfork parent does not stop before its child execs or exits: the children of what does not stop run on, thawed if need be.
+    /// A vfork parent does not stop before its child execs or exits: such children (they live in their parent's memory) of what does not stop run
+    /// on, thawed if need be.
     fn let_children_run(&mut self) -> Result<()> {
+        let shares = |parent: i32, child: i32| {
+            matches!(kcmp::compare(parent, child, kcmp::What::Vm), Ok(std::cmp::Ordering::Equal))
+        };
         let mut children = Vec::new();
         for parent in &self.running {
-            children.extend(status::children(parent.tid()).unwrap_or_default());
+            let all = status::children(parent.tid()).unwrap_or_default();
+            children.extend(all.into_iter().filter(|&child| shares(parent.tid(), child)));
         }
         if !children.is_empty() {
             self.thaw()?;

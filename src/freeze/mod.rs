@@ -23,8 +23,10 @@ use crate::kernel::status;
 use crate::remote::{self, Session, Stopped};
 use std::time::{Duration, Instant};
 
-/// How long a tracer may take to die before it counts as a debugger that stays.
-const DYING_TRACER: Duration = Duration::from_millis(200);
+/// How long a tracer may take to die.
+const DYING_TRACER: Duration = Duration::from_secs(5);
+/// How long one that does not look like dying may stay before it counts as a debugger.
+const LIVING_TRACER: Duration = Duration::from_millis(200);
 
 /// A pod as the freezer sees it.
 #[derive(Clone, Debug)]
@@ -125,7 +127,7 @@ pub fn resume(tasks: &PodTasks) -> Result<()> {
     if !tasks.cgroup.is_frozen()? {
         return Ok(());
     }
-    let end = Instant::now() + DYING_TRACER;
+    let start = Instant::now();
     loop {
         match stop_all(tasks) {
             Ok(mut pod) => {
@@ -133,11 +135,14 @@ pub fn resume(tasks: &PodTasks) -> Result<()> {
                 return pod.let_go(true);
             }
             // A killed mover's connection is closed a moment before its tracees are let go.
-            Err(Error::Task(remote::Error::Traced { .. })) if Instant::now() < end => {
+            Err(Error::Task(remote::Error::Traced { tracer, .. })) => {
+                let limit = if status::is_dying(tracer) { DYING_TRACER } else { LIVING_TRACER };
+                if start.elapsed() > limit {
+                    // A debugger sits on one of its tasks: the pod still has to run again.
+                    return Ok(tasks.cgroup.thaw()?);
+                }
                 std::thread::park_timeout(Duration::from_millis(1));
             }
-            // A debugger sits on one of its tasks: the pod still has to run again.
-            Err(Error::Task(remote::Error::Traced { .. })) => return Ok(tasks.cgroup.thaw()?),
             Err(error) => return Err(error),
         }
     }

@@ -93,6 +93,23 @@ pub fn of(tid: i32) -> io::Result<TaskStatus> {
     Ok(TaskStatus::parse(&String::from_utf8_lossy(&bytes)))
 }
 
+/// Whether thread `tid` is on its way out or gone: a zombie, exiting (PF_EXITING in its flags, man 5 proc_pid_stat), or with a SIGKILL waiting.
+pub fn is_dying(tid: i32) -> bool {
+    const PF_EXITING: u64 = 4;
+    let Ok(status) = of(tid) else { return true };
+    if matches!(status.state, 'Z' | 'X')
+        || (status.sig_pending | status.shd_pending) & sigbit(libc::SIGKILL) != 0
+    {
+        return true;
+    }
+    let Ok(stat) = std::fs::read(format!("/proc/{tid}/stat")) else { return true };
+    let stat = String::from_utf8_lossy(&stat).into_owned();
+    // After the name, which may hold anything: state, ppid, pgrp, session, tty, tpgid, flags.
+    let flags =
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & PF_EXITING != 0)
+}
+
 /// Thread ids of process `pid`, in the reader's pid namespace. NotFound or ESRCH: gone.
 pub fn threads(pid: i32) -> io::Result<Vec<i32>> {
     let mut tids = Vec::new();
@@ -122,6 +139,7 @@ mod tests {
         assert_eq!(status.ns_tgids.first(), Some(&me));
         assert!(threads(me).expect("threads").contains(&me));
         assert!(of(i32::MAX).is_err());
+        assert!(is_dying(i32::MAX) && !is_dying(me));
     }
 
     #[test]

@@ -133,29 +133,45 @@ pub fn portable(regs: &Regs, handler_waits: bool) -> Regs {
 /// `word` reads the program's memory. None when in doubt.
 pub fn original_call(regs: &Regs, code: &[u8], word: impl Fn(u64) -> Option<u64>) -> Option<i64> {
     const MOV_EAX: u8 = 0xb8;
-    let plausible: Vec<i64> = RESTART_BLOCK.into_iter().filter(|&nr| fits(nr, regs, &word)).collect();
+    let mut plausible: Vec<i64> = RESTART_BLOCK.into_iter().filter(|&nr| fits(nr, regs, &word)).collect();
     let loaded = code.windows(5).rev().find_map(|w| {
         let nr = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
         (w[0] == MOV_EAX && RESTART_BLOCK.contains(&nr)).then_some(nr)
     });
+    // The bare nanosleep takes least to be taken for, and C libraries no longer make it.
+    if let ([_, _, ..], Some(at)) =
+        (&plausible[..], plausible.iter().position(|&nr| nr == libc::SYS_nanosleep))
+        && loaded != Some(libc::SYS_nanosleep)
+    {
+        plausible.remove(at);
+    }
+    let sleep_by_poll = regs.rsi == 0 && is_int(regs.rdx);
     match (loaded, plausible.as_slice()) {
         (Some(nr), all) if all.contains(&nr) => Some(nr),
+        (Some(libc::SYS_poll), _) if sleep_by_poll => Some(libc::SYS_poll),
         (_, [nr]) => Some(*nr),
+        // A poll of nothing, to sleep: said by few arguments, so only when it cannot be another.
+        (_, []) if sleep_by_poll => Some(libc::SYS_poll),
         _ => None,
     }
 }
 
-/// Whether the argument registers make sense for `nr`.
+/// An `int` of at least −1, as no pointer to a stack or heap is.
+fn is_int(value: u64) -> bool {
+    (value >> 32 == 0 && value as i32 >= 0) || value as i32 == -1
+}
+
+/// Whether the argument registers, and what they point to, make sense for `nr`.
 fn fits(nr: i64, regs: &Regs, word: &impl Fn(u64) -> Option<u64>) -> bool {
     let time = |at: u64| {
         // A time of more than 136 years is none.
         matches!((word(at), word(at.wrapping_add(8))), (Some(s), Some(ns)) if s < 1 << 32 && ns < 1_000_000_000)
     };
     match nr {
-        // man 2 poll: fds, nfds, timeout in ms: an int, as no pointer to a stack or heap is.
+        // man 2 poll: fds, nfds, timeout in ms.
         libc::SYS_poll => {
-            let int = regs.rdx >> 32 == 0 || regs.rdx as i64 == -1;
-            int && regs.rsi <= 1 << 20 && (regs.rsi == 0 || word(regs.rdi).is_some()) && regs.rdx as i32 >= -1
+            let entry = |n: u64| word(regs.rdi.wrapping_add(8 * n)).is_some_and(is_pollfd);
+            (1..=1 << 20).contains(&regs.rsi) && is_int(regs.rdx) && (0..regs.rsi.min(256)).all(entry)
         }
         // Only relative sleeps: an absolute one answers −514.
         libc::SYS_clock_nanosleep => regs.rdi as i32 <= 11 && regs.rsi as i32 == 0 && time(regs.rdx),
@@ -168,6 +184,12 @@ fn fits(nr: i64, regs: &Regs, word: &impl Fn(u64) -> Option<u64>) -> bool {
         }
         _ => false,
     }
+}
+
+/// `struct pollfd`: a descriptor or a negative number, events asked for, events seen.
+fn is_pollfd(word: u64) -> bool {
+    let (fd, events, revents) = (word as i32, (word >> 32) as u16, (word >> 48) as u16);
+    fd < 1 << 20 && events < 0x4000 && revents < 0x4000
 }
 
 /// Registers in which a call of the EINTR kind that was rewound has been interrupted, when a handler waits after all.
@@ -275,15 +297,15 @@ mod tests {
         let clock = with(1, 0, time, 0);
         assert_eq!(original_call(&clock, &[], word), Some(libc::SYS_clock_nanosleep));
         assert_eq!(original_call(&with(fds, 1, 50, time), &[], word), Some(libc::SYS_poll));
-        assert_eq!(original_call(&with(time, 0x80, 1, time), &[], word), None, "futex or poll");
-        let code = [0x90, 0xb8, 202, 0, 0, 0, 0x90];
-        assert_eq!(original_call(&with(time, 0x80, 1, time), &code, word), Some(libc::SYS_futex));
-        assert_eq!(
-            original_call(&clock, &code, word),
-            Some(libc::SYS_clock_nanosleep),
-            "the code is not its own"
-        );
-        assert_eq!(original_call(&with(time, 0, 0, 0), &[], word), None, "nanosleep, or poll of nothing");
+        assert_eq!(original_call(&with(time, 0x80, 1, time), &[], word), Some(libc::SYS_futex));
+        assert_eq!(original_call(&with(time, 0, 1, time), &[], word), Some(libc::SYS_futex));
+        assert_eq!(original_call(&with(time, 0, 0, 0), &[], word), Some(libc::SYS_nanosleep));
+        assert_eq!(original_call(&with(0, 0, 100, 0), &[], word), Some(libc::SYS_poll), "a sleep");
+        assert_eq!(original_call(&with(7, 7, time, 0), &[], word), None);
+        // The code decides, if it is the call's own.
+        let code = [0x90, 0xb8, libc::SYS_nanosleep as u8, 0, 0, 0, 0x90];
+        assert_eq!(original_call(&with(time, 0, 1, time), &code, word), Some(libc::SYS_nanosleep));
+        assert_eq!(original_call(&clock, &code, word), Some(libc::SYS_clock_nanosleep));
         // In doubt a copy answers EINTR.
         assert_eq!(place(&portable(&at(RESTART_SYSCALL, -516), false)), (-4, 0x1002, -1));
     }

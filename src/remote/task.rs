@@ -87,9 +87,15 @@ pub enum Progress {
 impl Running {
     /// Attaches to thread `tid` without stopping it. `options` are `option::*`.
     pub fn seize(tid: i32, options: i32) -> Result<Self> {
-        match kernel::seize(tid, options | kernel::option::TRACESYSGOOD) {
-            Ok(()) => Ok(Self { tid, fate: Fate::Detach, local: PhantomData }),
-            Err(nix::errno::Errno::EPERM) => Err(refused(tid)),
+        let seized = || Self { tid, fate: Fate::Detach, local: PhantomData };
+        let options = options | kernel::option::TRACESYSGOOD;
+        match kernel::seize(tid, options) {
+            Ok(()) => Ok(seized()),
+            Err(nix::errno::Errno::EPERM) => match refused(tid) {
+                // Unless its tracer died between the two looks.
+                Error::Denied { .. } if kernel::seize(tid, options).is_ok() => Ok(seized()),
+                error => Err(error),
+            },
             Err(e) => Err(Error::sys(tid, "PTRACE_SEIZE")(e)),
         }
     }

@@ -7,6 +7,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -93,6 +94,7 @@ static int must(int r) { if (r < 0) { perror("setup"); exit(1); } return r; }
 static void setup(void) {
     struct timeval t = {1000, 0};
     struct epoll_event e = {.events = EPOLLIN};
+    must(unshare(CLONE_NEWIPC)); /* the semaphores go with us, however we end */
     event = must(eventfd(0, 0));
     ep = must(epoll_create1(0));
     must(epoll_ctl(ep, EPOLL_CTL_ADD, event, &e));
