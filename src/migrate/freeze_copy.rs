@@ -12,7 +12,7 @@
 use super::report::Outcome;
 use super::resolve;
 use super::sink::Sink;
-use super::source::{LOG_TAIL, Mover, out_of_turn, tail};
+use super::source::{LOG_TAIL, Mover, out_of_turn, pass_commit_point, tail};
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
@@ -70,10 +70,13 @@ impl Mover<'_> {
         let feed = start_reading(source, &tree, &pids)?;
         self.watch.lap("scan");
         let client = &mut self.client;
-        let snapshot = source.collect(&stopped, &mut |sockets| {
+        let collected = source.collect(&stopped, &mut |sockets| {
             client.moving(moving::Request::Repairing(sockets.to_vec())).map(|_| ())
-        })?;
+        });
+        // Before the outcome is looked at: a failure must not thaw the pod while its sockets are in repair; the
+        // monitor gives back sockets, link and freezer in that order.
         stopped.leave_frozen()?;
+        let snapshot = collected?;
         self.report.connections.kept = snapshot.kept as u64;
         self.report.connections.lost = snapshot.lost as u64;
         self.report.warnings.extend(snapshot.warnings);
@@ -133,6 +136,7 @@ impl Mover<'_> {
         self.watch.lap("prepared");
         let frames = frames(capture)?;
         self.sink.record(&Record::Frames(frames))?;
+        pass_commit_point();
         self.ask(moving::Request::Commit)?;
         self.watch.lap("journal");
         // From here nothing may be taken back on our own account: every way out is the target's word, or doubt.

@@ -181,3 +181,5 @@ pub type HostPids = HashMap<MmId, i32>;
 mod fixture;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_stopped;

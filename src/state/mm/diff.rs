@@ -175,7 +175,9 @@ mod tests {
             let mut pages = model(&old);
             for change in changes(&old, &new) {
                 match change {
-                    Change::Unmap(r) => (r.start..r.end).step_by(4096).for_each(|at| drop(pages.remove(&at))),
+                    Change::Unmap(r) => (r.start..r.end).step_by(4096).for_each(|at| {
+                        pages.remove(&at);
+                    }),
                     Change::Map(v) => lay(&mut pages, &v, false),
                     Change::Protect(r, f) => (r.start..r.end).step_by(4096).for_each(|at| {
                         let page = pages.get_mut(&at).unwrap();

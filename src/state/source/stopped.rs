@@ -20,7 +20,6 @@ use crate::state::fd::collect::{ProcView, Scan};
 use crate::state::inet::collect::RepairedSocket;
 use crate::state::mm::MmLayout;
 use crate::state::mm::collect::{Tables, layout, read_mappings};
-use crate::state::object::Object;
 use crate::state::signal;
 use crate::state::task::asked;
 use crate::state::task::collect::{
@@ -43,9 +42,6 @@ pub(super) struct Read {
 pub struct Snapshot {
     /// What travels.
     pub state: PodState,
-    /// The objects of the tree with those found since (descriptors under way in sockets): put in place of
-    /// `Tree::objects`.
-    pub objects: Vec<Object>,
     /// Bytes written to a port that the pod has not read yet (standard input).
     pub unread: Vec<(Port, Vec<u8>)>,
     /// TCP connections that go along.
@@ -151,7 +147,14 @@ impl Source {
         let ctx = self.fd_context();
         let scan = Scan::new(&views, &ctx)?;
         before_repair(scan.tcp_sockets()).map_err(|f| Error::Told(Box::new(f)))?;
+        let objects = self.objects.len();
         let fds = scan.finish(&mut self.objects)?;
+        if self.objects.len() > objects {
+            // The tree was sent and its objects are being read: one that only a socket's queue holds is not among them.
+            let message = "a memfd or nameless file under way in a unix socket cannot be carried yet";
+            let b = blocker("object-in-flight", 0, message, "try again, once it is received");
+            return Err(Error::Refused(vec![Blocker { pid: None, ..b }]));
+        }
         let mut procs: Vec<ProcessState> = Vec::with_capacity(self.read.len());
         for (read, table) in self.read.drain(..).zip(fds.tables) {
             procs.push(ProcessState { fds: table, ..read.state });
@@ -166,15 +169,7 @@ impl Source {
             boottime_ns,
             realtime_ns: clock(ClockId::CLOCK_REALTIME)?,
         };
-        let objects = self.objects.objects()?;
-        Ok(Snapshot {
-            state,
-            objects,
-            unread: fds.unread,
-            kept: fds.kept,
-            lost: fds.lost,
-            warnings: fds.warnings,
-        })
+        Ok(Snapshot { state, unread: fds.unread, kept: fds.kept, lost: fds.lost, warnings: fds.warnings })
     }
 
     /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the pod sees them now: ours plus the offsets of its time namespace.

@@ -9,7 +9,7 @@ use crate::state::unix::UnixSocket;
 use nix::fcntl::OFlag;
 use std::os::fd::{AsFd, OwnedFd};
 
-pub const SETUPS: &[Setup] = &[("refused", refused)];
+pub const SETUPS: &[Setup] = &[("refused", refused), ("urgent", urgent)];
 
 /// What `refused` holds, in order.
 const NAMES: &[&str] = &[
@@ -23,6 +23,7 @@ const NAMES: &[&str] = &[
     "hard-link",
     "tty",
     "deleted-directory",
+    "mptcp",
 ];
 
 fn refused() -> Vec<OwnedFd> {
@@ -61,7 +62,21 @@ fn refused() -> Vec<OwnedFd> {
         linked.into(),
         tty.slave,
         gone.into(),
+        sock::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap(),
     ]
+}
+
+fn urgent() -> Vec<OwnedFd> {
+    let (urgent, sender) = sock::pair(libc::SOCK_STREAM).unwrap();
+    sock::send(&sender, b"!", &[], None, None, libc::MSG_OOB).unwrap();
+    vec![urgent, sender]
+}
+
+#[test]
+fn an_out_of_band_byte_is_named() {
+    let blockers = Holder::start("urgent").blockers();
+    assert_eq!(blockers.len(), 1, "{blockers:#?}");
+    assert_eq!((blockers[0].kind.as_str(), blockers[0].fd), ("urgent-data", Some(FIRST)));
 }
 
 #[test]
