@@ -135,13 +135,39 @@ pub fn settings(s: &mut Script, p: &ProcessState) {
 pub fn limits(s: &mut Script, p: &ProcessState) {
     for &(which, soft, hard) in &p.rlimits {
         let limit = s.words(&[soft, hard]);
+        let name = LIMITS.get(which as usize).copied().unwrap_or("a limit without a name");
+        let (soft, hard) = (shown(soft), shown(hard));
         s.must(
-            "prlimit64 (limit number)",
-            About::Number(which.into()),
+            "prlimit64 of",
+            About::Path(format!("{name} to {soft}, hard limit {hard}").into_bytes()),
             libc::SYS_prlimit64,
             &[0u64.into(), which.into(), limit.into(), 0u64.into()],
         );
     }
+}
+
+/// Names by number (x86-64, `asm-generic/resource.h`).
+const LIMITS: [&str; 16] = [
+    "RLIMIT_CPU",
+    "RLIMIT_FSIZE",
+    "RLIMIT_DATA",
+    "RLIMIT_STACK",
+    "RLIMIT_CORE",
+    "RLIMIT_RSS",
+    "RLIMIT_NPROC",
+    "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_AS",
+    "RLIMIT_LOCKS",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
+];
+
+fn shown(limit: u64) -> String {
+    if limit == libc::RLIM_INFINITY { "unlimited".to_owned() } else { limit.to_string() }
 }
 
 /// A soft limit on descriptors that leaves room while they are put in place.

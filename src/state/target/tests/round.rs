@@ -112,10 +112,14 @@ fn carry(from: Pod, ports: Vec<(Port, (u64, u64))>, to: &Pod, output: OwnedFd) -
     Carried { stages, maps }
 }
 
-/// A pod with the victim in it that is ready, and where its output comes out.
 fn victim() -> (Pod, Vec<(Port, (u64, u64))>, BufReader<File>) {
+    running(VICTIM)
+}
+
+/// A pod with a program in it that is ready, and where its output comes out.
+fn running(source: &str) -> (Pod, Vec<(Port, (u64, u64))>, BufReader<File>) {
     let dir = tempfile::tempdir().unwrap();
-    let program = compile(dir.path(), "victim", VICTIM, &["-pthread", "-march=native"]);
+    let program = compile(dir.path(), "victim", source, &["-pthread", "-march=native"]);
     std::fs::write(dir.path().join("data"), vec![b'd'; 3 * 4096]).unwrap();
     let (mut told, output) = pipe();
     let st = nix::sys::stat::fstat(&output).unwrap();
@@ -163,6 +167,54 @@ fn a_program_with_one_of_everything_goes_on_whole() {
         ports = vec![(Port::Stdout, (st.st_dev, st.st_ino))];
         pod = to;
     }
+}
+
+const CROWD: &str = r#"
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+static volatile long turns[300];
+static void *sleeper(void *arg) {
+    for (;;) {
+        struct timespec t = {0, 20000000};
+        if (nanosleep(&t, 0)) { dprintf(1, "EINTR\n"); exit(1); }
+        turns[(long)arg]++;
+    }
+}
+int main(void) {
+    pthread_t t;
+    sigset_t term;
+    sigemptyset(&term);
+    sigaddset(&term, SIGTERM);
+    sigprocmask(SIG_BLOCK, &term, 0);
+    for (long n = 0; n < 300; n++) pthread_create(&t, 0, sleeper, (void *)n);
+    while (!turns[299]) usleep(1000);
+    dprintf(1, "ready\n");
+    int n;
+    sigwait(&term, &n);
+    long before[300];
+    for (int i = 0; i < 300; i++) before[i] = turns[i];
+    for (int i = 0; i < 300; i++) while (turns[i] == before[i]) usleep(1000);
+    dprintf(1, "whole\n");
+    return 0;
+}
+"#;
+
+#[test]
+fn three_hundred_threads_sleep_on() {
+    let (mut pod, ports, told) = running(CROWD);
+    drop(told);
+    let _files = std::mem::replace(&mut pod.dir, tempfile::tempdir().unwrap());
+    let mut to = Pod::new();
+    let (mut told, output) = pipe();
+    eprintln!("{:?}", carry(pod, ports, &to, output).stages);
+    to.freezer().thaw().unwrap();
+    ask_to_end(&to, 2);
+    let said = line(&mut told);
+    assert_eq!(said, "whole", "{:?}", to.ended());
 }
 
 /// Every mapping, read from the kernel, before and after.

@@ -43,20 +43,41 @@ fn wanted(layout: &MmLayout) -> BTreeMap<u64, i32> {
     all
 }
 
+/// A process with this much heap and stack, and `more`.
+fn sized(pid: i32, heap: u64, stack_pages: u64, more: Vec<Vma>) -> MmLayout {
+    let mut all = vec![data_page(), vma(HEAP, heap, RW, Backing::Anon), stack(stack_pages)];
+    all.extend(more);
+    let mut l = layout(pid, all);
+    l.borders.brk = HEAP + heap * 4096;
+    l
+}
+
+fn hardened(flags: VmaFlags) -> Vma {
+    vma(0x3100_0000, 2, flags, Backing::Anon)
+}
+
+/// A pod, and the same later: 6 is gone, 9 a zombie; 7 is new with a child of its own, and a memfd is there.
+fn now_and_then(pod: &Pod) -> (Tree, Tree) {
+    let mut first = tree(pod, vec![node(5, 1, 5, 5), node(6, 5, 5, 5), node(9, 5, 9, 5)]);
+    let gone = vma(0x3000_0000, 2, RW, Backing::Anon);
+    first.mms[0] = sized(5, 3, 2, vec![gone, hardened(RW | VmaFlags::DONTFORK)]);
+    let ended = ProcNode { zombie: Some(3 << 8), ..node(9, 5, 9, 5) };
+    let mut second = tree(pod, vec![node(5, 1, 5, 5), ended, node(7, 5, 7, 5), node(8, 7, 7, 5)]);
+    let kind = ObjectKind::Memfd { name: b"new".to_vec(), seals: 0 };
+    second.objects = vec![Object { kind, size: 8192, mode: 0o600, uid: 0, gid: 0 }];
+    let memfd =
+        vma(0x3200_0000, 2, RW | VmaFlags::SHARED, Backing::Object { object: ObjectId(0), offset: 0 });
+    let program = vma(0x3300_0000, 1, VmaFlags::READ, file(0, 0));
+    second.mms[0] = sized(5, 7, 9, vec![hardened(VmaFlags::READ), memfd.clone(), program]);
+    second.mms[1] = sized(7, 1, 1, vec![memfd]);
+    second.mms[2] = layout(8, vec![data_page()]);
+    (first, second)
+}
+
 #[test]
 fn content_stays_where_the_memory_stays() {
     let pod = Pod::new();
-    let mut first = tree(&pod, vec![node(5, 1, 5, 5), node(6, 5, 5, 5), node(9, 5, 9, 5)]);
-    let of = |pid, heap, stack_pages, more: Vec<Vma>| {
-        let mut all = vec![data_page(), vma(HEAP, heap, RW, Backing::Anon), stack(stack_pages)];
-        all.extend(more);
-        let mut l = layout(pid, all);
-        l.borders.brk = HEAP + heap * 4096;
-        l
-    };
-    let gone = vma(0x3000_0000, 2, RW, Backing::Anon);
-    let hardened = |flags| vma(0x3100_0000, 2, flags, Backing::Anon);
-    first.mms[0] = of(5, 3, 2, vec![gone, hardened(RW | VmaFlags::DONTFORK)]);
+    let (first, second) = now_and_then(&pod);
     let mut builder = pod.builder();
     let before = builder.skeleton(&first).unwrap();
     let host = before.pids[&MmId(5)];
@@ -65,24 +86,6 @@ fn content_stays_where_the_memory_stays() {
     write(host, HEAP + 0x2000, b"heap");
     write(host, STACK_END - 16, b"stack");
     write(host, 0x3100_0000, b"hard");
-
-    // 6 is gone, 9 a zombie; 7 is new with a child of its own, and a memfd is there.
-    let ended = ProcNode { zombie: Some(3 << 8), ..node(9, 5, 9, 5) };
-    let mut second = tree(&pod, vec![node(5, 1, 5, 5), ended, node(7, 5, 7, 5), node(8, 7, 7, 5)]);
-    second.files = first.files.clone();
-    second.objects = vec![Object {
-        kind: ObjectKind::Memfd { name: b"new".to_vec(), seals: 0 },
-        size: 8192,
-        mode: 0o600,
-        uid: 0,
-        gid: 0,
-    }];
-    let memfd =
-        vma(0x3200_0000, 2, RW | VmaFlags::SHARED, Backing::Object { object: ObjectId(0), offset: 0 });
-    let program = vma(0x3300_0000, 1, VmaFlags::READ, file(0, 0));
-    second.mms[0] = of(5, 7, 9, vec![hardened(VmaFlags::READ), memfd.clone(), program]);
-    second.mms[1] = of(7, 1, 1, vec![memfd]);
-    second.mms[2] = layout(8, vec![data_page()]);
     let after = builder.update(&second).unwrap();
     eprintln!("{:?}", builder.stages());
     assert_eq!(after.pids[&MmId(5)], host, "it is still the same process");
