@@ -394,6 +394,11 @@ fn a_deleted_program_is_refused() {
         }
     };
     let pid = child.id().cast_signed();
+    // Its loader still maps and unmaps.
+    while stat_of(&Proc::open(pid).unwrap()).state != b'S' {
+        assert!(std::time::Instant::now() < end, "it does not come to rest");
+        std::thread::yield_now();
+    }
     let fine = pass(pid, HashSet::new());
     assert!(fine.layout.is_some() && fine.found.is_empty(), "{:?}", fine.found);
     std::fs::remove_file(&exe).unwrap();
