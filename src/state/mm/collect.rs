@@ -256,6 +256,13 @@ fn refusal(seen: &Seen, tracked: bool) -> Option<(&'static str, &'static str, &'
     if name.starts_with(b"/[aio]") || name.starts_with(b"[aio]") {
         return Some(("aio", "an AIO context cannot be carried", "turn native AIO off in the program"));
     }
+    if name == b"/secretmem (deleted)" {
+        return Some((
+            "secretmem",
+            "memfd_secret(2) memory cannot be read",
+            "turn secret memory off in the program",
+        ));
+    }
     if name == b"[uprobes]" {
         return Some(("uprobes", "the program is probed by uprobes", "remove the probes"));
     }

@@ -20,6 +20,9 @@ use std::collections::HashSet;
 /// The largest pid a 64-bit kernel can give (PID_MAX_LIMIT): what the target's limit is, it says itself.
 const PID_LIMIT: i32 = 4 << 20;
 
+/// How often a process that changes while it is looked at is looked at again.
+const ATTEMPTS: usize = 20;
+
 impl Source {
     /// Everything in the way of carrying the pod, as it is now; nothing is stopped. Empty: it can be moved.
     pub fn preflight(&mut self) -> Result<Vec<Blocker>, Error> {
@@ -41,15 +44,15 @@ impl Source {
         self.files.new_pass();
         self.objects.new_pass();
         for facts in all.iter().filter(|f| !f.is_zombie()) {
-            let mut here = Vec::new();
-            let result = self.survey_one(facts, &mut here);
-            // What an ending process shows is neither an error nor in the way.
-            if matches!(result, Err(Error::Gone { .. })) || !still_lives(facts, &mut self.buf) {
-                ended.insert(facts.host);
-                continue;
+            match self.survey_steadily(facts)? {
+                Some((layout, here)) => {
+                    mms.extend(layout);
+                    found.extend(here);
+                }
+                None => {
+                    ended.insert(facts.host);
+                }
             }
-            mms.extend(result?);
-            found.extend(here);
         }
         all.retain(|f| !ended.contains(&f.host));
         let live: Vec<&Facts> = all.iter().filter(|f| !f.is_zombie()).collect();
@@ -103,6 +106,23 @@ impl Source {
             }
         }
         Ok(all)
+    }
+
+    /// [`survey_one`](Self::survey_one) again where a mapping or thread went away meanwhile. `None`: the process ended;
+    /// what an ending process shows is neither an error nor in the way.
+    fn survey_steadily(&mut self, facts: &Facts) -> Result<Option<(Option<MmLayout>, Vec<Blocker>)>, Error> {
+        let mut result = Err(Error::Gone { pid: facts.host });
+        for _ in 0..ATTEMPTS {
+            let mut here = Vec::new();
+            result = self.survey_one(facts, &mut here).map(|layout| (layout, here));
+            if !still_lives(facts, &mut self.buf) {
+                return Ok(None);
+            }
+            if !matches!(result, Err(Error::Gone { .. })) {
+                break;
+            }
+        }
+        result.map(Some)
     }
 
     /// Everything about one live process; its layout if it can be carried.

@@ -99,7 +99,7 @@ def work():
     left = signal.getitimer(signal.ITIMER_REAL)
     pending = sorted(int(s) for s in signal.sigpending())
     say(json.dumps({"read": len(before), "left": left[0], "interval": left[1], "pending": pending,
-                    "brk": libc.sbrk(0), "mapped": open("/proc/self/maps").read().count("2f70")}))
+                    "brk": libc.sbrk(0), "mapped": sum(l.startswith("2f70") for l in open("/proc/self/maps"))}))
     pause()
 fork(work)
 pause()
