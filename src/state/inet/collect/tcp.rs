@@ -47,6 +47,7 @@ fn tcp(
     let at = desc.at;
     let fd = table.borrow(id)?;
     let call = |name: &'static str| Error::fd(name, at);
+    let uid = nix::sys::stat::fstat(&fd).map_err(call("fstat(2)"))?.st_uid;
     let raw = sock::name(&fd, false).map_err(call("getsockname(2)"))?;
     let own = sock::parse_inet(&raw).ok_or_else(|| call("getsockname(2)")(Errno::EAFNOSUPPORT))?;
     let peer = sock::name(&fd, true).ok().and_then(|b| sock::parse_inet(&b));
@@ -86,7 +87,7 @@ fn tcp(
             TcpState::Over { how: Ended::Reset, unread: vec![] }
         }
     };
-    Ok(TcpSocket { v6, local, peer: remote, state, options: opts, uid: desc.st.st_uid })
+    Ok(TcpSocket { v6, local, peer: remote, state, options: opts, uid })
 }
 
 fn set_reuseaddr(opts: &mut Vec<SockOpt>, on: bool) {
