@@ -72,6 +72,7 @@ fn tcp(
             let state = closed(fd.as_fd()).map_err(call("peeking a closed connection"))?;
             if matches!(state, TcpState::Over { .. }) {
                 local = None; // its port may be somebody else's by now
+                opts.retain(|o| (o.level, o.name) != (libc::IPPROTO_TCP, libc::TCP_MAXSEG)); // what was in use
             }
             state
         }
