@@ -199,6 +199,8 @@ pub struct FdDir {
     fd: OwnedFd,
     info: OwnedFd,
     pid: i32,
+    /// `stat` of a socket of ours: all lie on one file system.
+    socket: Option<FileStat>,
 }
 
 impl FdDir {
@@ -208,7 +210,8 @@ impl FdDir {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             open(format!("/proc/{pid}/{name}").as_str(), flags, Mode::empty())
         };
-        Ok(Self { fd: dir("fd")?, info: dir("fdinfo")?, pid })
+        let socket = super::sock::socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0).and_then(nix::sys::stat::fstat);
+        Ok(Self { fd: dir("fd")?, info: dir("fdinfo")?, pid, socket: socket.ok() })
     }
 
     /// The numbers in use, rising. Errors: ESRCH.
@@ -233,6 +236,23 @@ impl FdDir {
         fstatat(&self.fd, fd.to_string().as_str(), AtFlags::empty())
     }
 
+    /// [`link`](Self::link) and [`stat`](Self::stat) together. Of a socket only device, inode and type are true: its
+    /// name tells them, and a call is saved.
+    pub fn link_and_stat(&self, fd: RawFd) -> Result<(Vec<u8>, FileStat), Errno> {
+        let link = self.link(fd)?;
+        let number = link.strip_prefix(b"socket:[").and_then(|n| n.strip_suffix(b"]"));
+        let number = number.and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+        let st = match (number, &self.socket) {
+            (Some(ino), Some(like)) => {
+                let mut st = *like;
+                st.st_ino = ino;
+                st
+            }
+            _ => self.stat(fd)?,
+        };
+        Ok((link, st))
+    }
+
     /// The fdinfo of `fd`. Errors: ENOENT (closed), EBADMSG (not understood).
     pub fn info(&self, fd: RawFd) -> Result<FdInfo, Errno> {
         let file =
@@ -240,9 +260,11 @@ impl FdDir {
         let mut text = Vec::with_capacity(512);
         let mut chunk = [0u8; 4096];
         loop {
-            match nix::unistd::read(&file, &mut chunk)? {
-                0 => break,
-                n => text.extend_from_slice(&chunk[..n]),
+            let n = nix::unistd::read(&file, &mut chunk)?;
+            text.extend_from_slice(&chunk[..n]);
+            // The kernel fills the buffer while it has more.
+            if n < chunk.len() {
+                break;
             }
         }
         std::str::from_utf8(&text).ok().and_then(FdInfo::parse).ok_or(Errno::EBADMSG)
@@ -303,6 +325,10 @@ mod tests {
         let fd = event.as_raw_fd();
         assert!(me.numbers().unwrap().contains(&fd));
         assert_eq!(me.link(fd).unwrap(), b"anon_inode:[eventfd]");
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (_, quick) = me.link_and_stat(socket.as_raw_fd()).unwrap();
+        let full = me.stat(socket.as_raw_fd()).unwrap();
+        assert_eq!((quick.st_dev, quick.st_ino, quick.st_mode), (full.st_dev, full.st_ino, full.st_mode));
         let info = me.info(fd).unwrap();
         assert!(matches!(info.extra, Extra::Event { count: 7, semaphore: Some(true) | None }), "{info:?}");
         assert!(info.cloexec);

@@ -86,6 +86,7 @@ impl<'a> Scan<'a> {
     pub fn new(procs: &[ProcView], ctx: &'a FdContext) -> Result<Self, Error> {
         let mut table = Table::read(procs, false)?;
         let mut sockets = Sockets::look(ctx, &table)?;
+        check::classes(&table)?;
         let mut queues = unix::collect::Queues::default();
         // Reading a queue may bring up descriptions that no process holds: the list grows while it is walked.
         let mut next = 0;

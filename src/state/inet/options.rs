@@ -103,6 +103,7 @@ const INET6: &[Row] = &[
 const TCP_ONLY: &[Row] = &[
     (TCP, libc::TCP_NODELAY, Int(0)),
     (TCP, libc::TCP_CORK, Int(0)),
+    (TCP, libc::TCP_MAXSEG, Int(536)),
     (TCP, libc::TCP_KEEPIDLE, Int(7200)),
     (TCP, libc::TCP_KEEPINTVL, Int(75)),
     (TCP, libc::TCP_KEEPCNT, Int(9)),
@@ -155,6 +156,7 @@ const BEFORE: &[(i32, i32)] = &[
     (IP, libc::IP_BIND_ADDRESS_NO_PORT),
     (IP, 51),
     (IP6, libc::IPV6_FREEBIND),
+    (TCP, libc::TCP_MAXSEG),
     (TCP, libc::TCP_SYNCNT),
     (TCP, libc::TCP_DEFER_ACCEPT),
     (TCP, libc::TCP_FASTOPEN),

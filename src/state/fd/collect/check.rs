@@ -8,6 +8,7 @@ use crate::kernel::fdinfo::LockType;
 use crate::kernel::sock;
 use crate::state::fd::FileId;
 use crate::state::fd::error::Error;
+use crate::state::fd::shares::in_shares;
 use crate::state::object::collect::ObjectTable;
 use crate::state::{file, inet, pipe, unix};
 use std::collections::HashSet;
@@ -89,6 +90,16 @@ pub(crate) fn class(table: &Table, id: FileId) -> Result<Class, Error> {
     }
 }
 
+/// Finds out what every description is, a share on each processor. What cannot be asked is asked again later.
+pub(crate) fn classes(table: &Table) -> Result<(), Error> {
+    let ids: Vec<FileId> = table.ids().collect();
+    in_shares(&ids, |share| {
+        share.iter().for_each(|id| drop(class(table, *id)));
+        Ok(())
+    })
+    .map(drop)
+}
+
 fn classify(table: &Table, id: FileId) -> Result<Class, Error> {
     let desc = table.desc(id);
     if let Some(name) = desc.link.strip_prefix(b"anon_inode:") {
@@ -123,8 +134,11 @@ fn socket_class(table: &Table, id: FileId) -> Result<Class, Error> {
     let option = |name| {
         sock::get_i32(&fd, libc::SOL_SOCKET, name).map_err(Error::fd("getsockopt(2)", table.desc(id).at))
     };
-    let (domain, kind) = (option(libc::SO_DOMAIN)?, option(libc::SO_TYPE)?);
-    let protocol = option(libc::SO_PROTOCOL)?;
+    let (domain, protocol) = (option(libc::SO_DOMAIN)?, option(libc::SO_PROTOCOL)?);
+    let kind = match (domain, protocol) {
+        (libc::AF_UNIX, _) | (_, libc::IPPROTO_TCP) => libc::SOCK_STREAM, // it does not matter
+        _ => option(libc::SO_TYPE)?,
+    };
     Ok(match (domain, kind, protocol) {
         (libc::AF_UNIX, _, _) => Class::Unix,
         (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_TCP) => Class::Tcp,
@@ -208,16 +222,23 @@ pub(crate) fn one(
 
 /// Everything that cannot be carried, each description once.
 pub(crate) fn all(table: &Table, ctx: &FdContext, sockets: &Sockets) -> Result<Vec<Blocker>, Error> {
+    let ids: Vec<FileId> = table.ids().collect();
+    let checked = in_shares(&ids, |share| {
+        let check = |id: &FileId| match one(table, *id, ctx, sockets) {
+            // Closed since the table was read, or another file by now: the next look will tell.
+            Err(Error::Fd { .. }) if table.running => Ok(None),
+            other => other.map(Some),
+        };
+        share.iter().map(check).collect::<Result<Vec<_>, Error>>()
+    })?;
     let mut found = Vec::new();
     let mut scratch: Option<ObjectTable> = None;
     let mut seen = HashSet::new();
-    for id in table.ids() {
+    for (id, blockers) in ids.into_iter().zip(checked.into_iter().flatten()) {
         let desc = table.desc(id);
-        match one(table, id, ctx, sockets) {
-            Ok(blockers) => found.extend(blockers),
-            // Closed since the table was read, or another file by now: the next look will tell.
-            Err(Error::Fd { .. }) if table.running => continue,
-            Err(e) => return Err(e),
+        match blockers {
+            Some(blockers) => found.extend(blockers),
+            None => continue,
         }
         // The object table knows which content it cannot carry: ask one that is thrown away.
         let content = desc.file_type() == libc::S_IFREG && desc.link.starts_with(b"/");

@@ -39,7 +39,7 @@ pub(crate) struct Desc {
     pub info: FdInfo,
     /// What the kernel calls the file.
     pub link: Vec<u8>,
-    /// `stat` of the file.
+    /// `stat` of the file; of a socket only device, inode and type.
     pub st: FileStat,
     /// Locks with the holder's pid as the pod sees it (POSIX), else 0.
     pub locks: Vec<(Lock, i32)>,
@@ -155,7 +155,10 @@ impl Table {
         self.pids.insert(pid, handle);
         let numbers = dir.numbers().map_err(Error::process("getdents(2) of /proc/PID/fd", pid))?;
         let mut row = Vec::with_capacity(numbers.len());
-        let read = |fd: &RawFd| Ok((dir.info(*fd)?, dir.link(*fd)?, dir.stat(*fd)?));
+        let read = |fd: &RawFd| {
+            let (link, st) = dir.link_and_stat(*fd)?;
+            Ok((dir.info(*fd)?, link, st))
+        };
         let facts = in_shares(&numbers, |share| Ok::<Vec<Facts>, Error>(share.iter().map(read).collect()))?;
         for (fd, facts) in numbers.into_iter().zip(facts.into_iter().flatten()) {
             let (info, link, st) = match facts {
@@ -244,7 +247,10 @@ impl Table {
             self.own = Some(FdDir::open(at.0).map_err(Error::process("open(2) of /proc/PID/fd", at.0))?);
         }
         let facts = match &self.own {
-            Some(dir) => (|| Ok((dir.info(at.1)?, dir.link(at.1)?, dir.stat(at.1)?)))(),
+            Some(dir) => (|| {
+                let (link, st) = dir.link_and_stat(at.1)?;
+                Ok((dir.info(at.1)?, link, st))
+            })(),
             None => Err(Errno::EBADF),
         };
         let (info, link, st) = facts.map_err(Error::fd("reading fdinfo", at))?;

@@ -156,6 +156,8 @@ fn queues(ip: &str, setup: &str, n: u8) {
     assert!(link.timestamps && link.sack && link.wscale.is_some());
     assert_eq!(link_of(a.open_file(1)).1.send.data, lost);
     assert_eq!(link_of(a.open_file(1)).1.send.unsent, 0);
+    let mss = |fd: &OwnedFd| sock::get_i32(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG).unwrap();
+    assert!(mss(a.fd(0)) > 1400, "full segments again: {}", mss(a.fd(0)));
     // The server reads what it had not; the client reads everything in order.
     assert!(read_all(a.fd(0), sent_up) == to_server[..sent_up], "bytes up");
     let mut down = vec![0; sent_down];

@@ -47,6 +47,7 @@ fn tcp(
     let at = desc.at;
     let fd = table.borrow(id)?;
     let call = |name: &'static str| Error::fd(name, at);
+    let uid = nix::sys::stat::fstat(&fd).map_err(call("fstat(2)"))?.st_uid;
     let raw = sock::name(&fd, false).map_err(call("getsockname(2)"))?;
     let own = sock::parse_inet(&raw).ok_or_else(|| call("getsockname(2)")(Errno::EAFNOSUPPORT))?;
     let peer = sock::name(&fd, true).ok().and_then(|b| sock::parse_inet(&b));
@@ -71,6 +72,7 @@ fn tcp(
             let state = closed(fd.as_fd()).map_err(call("peeking a closed connection"))?;
             if matches!(state, TcpState::Over { .. }) {
                 local = None; // its port may be somebody else's by now
+                opts.retain(|o| (o.level, o.name) != (libc::IPPROTO_TCP, libc::TCP_MAXSEG)); // what was in use
             }
             state
         }
@@ -86,7 +88,7 @@ fn tcp(
             TcpState::Over { how: Ended::Reset, unread: vec![] }
         }
     };
-    Ok(TcpSocket { v6, local, peer: remote, state, options: opts, uid: desc.st.st_uid })
+    Ok(TcpSocket { v6, local, peer: remote, state, options: opts, uid })
 }
 
 fn set_reuseaddr(opts: &mut Vec<SockOpt>, on: bool) {

@@ -18,6 +18,7 @@ pub(crate) fn udp(table: &Table, id: FileId, warnings: &mut Vec<String>) -> Resu
     let desc = table.desc(id);
     let fd = table.borrow(id)?;
     let call = |name: &'static str| Error::fd(name, desc.at);
+    let uid = nix::sys::stat::fstat(&fd).map_err(call("fstat(2)"))?.st_uid;
     let raw = sock::name(&fd, false).map_err(call("getsockname(2)"))?;
     let own = sock::parse_inet(&raw).ok_or_else(|| call("getsockname(2)")(Errno::EAFNOSUPPORT))?;
     let peer = sock::name(&fd, true).ok().and_then(|b| sock::parse_inet(&b));
@@ -40,7 +41,7 @@ pub(crate) fn udp(table: &Table, id: FileId, warnings: &mut Vec<String>) -> Resu
     };
     let groups = groups(table, id, fd.as_fd(), v6);
     let local = (own.port() != 0).then_some(own);
-    Ok(UdpSocket { v6, local, peer, queue, options, groups, shutdown, uid: desc.st.st_uid })
+    Ok(UdpSocket { v6, local, peer, queue, options, groups, shutdown, uid })
 }
 
 /// An int option changed for a while.

@@ -160,7 +160,14 @@ fn join(fd: BorrowedFd, ends: Ends, link: &TcpLink) -> Result<(), Errno> {
     tcp_repair::set_seq(fd, link.send.seq)?;
     tcp_repair::choose(fd, Queue::Recv)?;
     tcp_repair::set_seq(fd, link.recv.seq)?;
+    // The segment size in use is settled by connect(2), from this; TCP_REPAIR_OPTIONS comes too late for it.
+    let mss = i32::try_from(link.mss).unwrap_or(0);
+    let clamp = |mss| sock::set_i32(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG, mss);
+    let clamped = clamp(mss).is_ok();
     sock::connect(fd, &sock::inet_addr(ends.peer))?;
+    if clamped {
+        clamp(0)?;
+    }
     room(fd, link.send.data.len(), link.recv.data.len())?;
     tcp_repair::set_negotiated(
         fd,
