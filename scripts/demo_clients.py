@@ -7,6 +7,7 @@ usage: demo_clients.py ADDRESS PORT, then commands on standard input, one answer
   publish T  from a new connection; the subscription, open since the start, must get T -> got T
 """
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -127,6 +128,8 @@ def publish(subscription, text):
 
 
 def main():
+    # The demo ends us itself, whatever is typed at the terminal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     counter, subscription = Counter(), Subscription()
     counter.start()
     subscription.start()

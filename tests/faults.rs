@@ -8,6 +8,7 @@ use common::lab::{Host, Lab};
 use common::steps::{self, Running};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -63,6 +64,11 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let lab = Lab::new();
+        // The lab's own look at the agents' ports has made workers that are about to end.
+        let dir = lab.dir().to_str().expect("path").to_owned();
+        common::until(steps::LIMIT, "workers of the first calls end", || {
+            processes(&dir, "").is_empty().then_some(())
+        });
         let before = footprint(&lab, "");
         let ip = format!("{IP}/24");
         let redis =
@@ -91,15 +97,15 @@ impl Scene {
         let (from, to) = self.ends();
         Running::start(from.podmig(&["move", POD, &to.name, "--mode", "warm", "--json"]))
     }
-    /// A move that nothing disturbs, with the clients going on; how long it took.
-    fn clean_move(&mut self, when: &str) -> Duration {
+    /// A move that nothing disturbs, with the clients going on; how long it took, and how long it was frozen.
+    fn clean_move(&mut self, when: &str) -> (Duration, Duration) {
         let (from, to) = self.ends();
         let start = Instant::now();
-        let moved = steps::move_pod(&self.lab, POD, from, to).map(|_| start.elapsed());
-        let took = moved.unwrap_or_else(|e| panic!("{when}: the next move: {e}"));
+        let moved = steps::move_pod(&self.lab, POD, from, to).map(|report| (start.elapsed(), report));
+        let (took, report) = moved.unwrap_or_else(|e| panic!("{when}: the next move: {e}"));
         self.on_b = !self.on_b;
         self.go_on(when);
-        took
+        (took, Duration::from_micros(report["frozen_us"].as_u64().expect("frozen_us")))
     }
     fn go_on(&self, when: &str) {
         self.crowd.all_go_on(when, 5).unwrap_or_else(|e| panic!("{e}\n{}", steps::scene(&self.lab)));
@@ -228,20 +234,49 @@ fn kill(pid: i32) {
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
 }
 
+/// When death comes: so long after the start of the move, or after its pod was frozen (the commit lies there).
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    Started(Duration),
+    Frozen(Duration),
+}
+
+/// Whether a pod is frozen, at either end.
+fn frozen(id: &str) -> bool {
+    let hybrid = Path::new("/sys/fs/cgroup/unified/podmig");
+    let pods = if hybrid.exists() { hybrid } else { Path::new("/sys/fs/cgroup/podmig") };
+    let Ok(groups) = std::fs::read_dir(pods) else { return false };
+    groups.flatten().filter(|g| g.file_name().to_string_lossy().starts_with(id)).any(|g| {
+        let events = std::fs::read_to_string(g.path().join("pod/cgroup.events"));
+        events.is_ok_and(|e| e.lines().any(|l| l == "frozen 1"))
+    })
+}
+
 /// Lets time pass until a moment of a move, or until the mover is done.
-fn moment(mover: &mut Running, start: Instant, at: Duration) {
-    while start.elapsed() < at && mover.child.try_wait().expect("wait").is_none() {
-        std::thread::park_timeout(at.saturating_sub(start.elapsed()).min(Duration::from_millis(1)));
+fn moment(mover: &mut Running, id: &str, at: Moment) {
+    let mut going = || mover.child.try_wait().expect("wait").is_none();
+    let mut start = Instant::now();
+    let after = match at {
+        Moment::Started(after) => after,
+        Moment::Frozen(after) => {
+            while going() && !frozen(id) {
+                std::thread::park_timeout(Duration::from_micros(200));
+            }
+            start = Instant::now();
+            after
+        }
+    };
+    while start.elapsed() < after && going() {
+        std::thread::park_timeout(after.saturating_sub(start.elapsed()).min(Duration::from_millis(1)));
     }
 }
 
 /// One move with one death in it.
-fn kill_once(scene: &mut Scene, n: u64, victim: Victim, at: Duration) -> (Option<i32>, Duration) {
-    let when = format!("kill {n}: {victim:?} after {at:?}");
+fn kill_once(scene: &mut Scene, n: u64, victim: Victim, at: Moment) -> (Option<i32>, Duration) {
+    let when = format!("kill {n}: {victim:?} at {at:?}");
     let from_b = scene.on_b;
-    let start = Instant::now();
     let mut mover = scene.start_move();
-    moment(&mut mover, start, at);
+    moment(&mut mover, &scene.id, at);
     match victim {
         Victim::Mover => kill(mover.child.id() as i32),
         Victim::Worker => {
@@ -283,8 +318,9 @@ fn kill_once(scene: &mut Scene, n: u64, victim: Victim, at: Duration) -> (Option
 fn killed_at_random_moments() {
     let mut random = Random::new();
     let mut scene = Scene::new();
-    // How long an undisturbed move takes here and now.
-    let typical = scene.clean_move("first").max(scene.clean_move("second"));
+    // How long an undisturbed move takes here and now, and how much of it the pod is frozen.
+    let (first, second) = (scene.clean_move("first"), scene.clean_move("second"));
+    let (typical, standing) = (first.0.max(second.0), first.1.max(second.1));
     let victims = [
         Victim::Mover,
         Victim::Worker,
@@ -296,7 +332,16 @@ fn killed_at_random_moments() {
     let (mut worst, mut moved, mut stayed) = (Duration::ZERO, 0, 0);
     for n in 0..times() {
         let victim = victims[(n as usize) % victims.len()];
-        let at = Duration::from_micros(random.below(typical.as_micros() as u64));
+        let below = |random: &mut Random, limit: Duration| {
+            Duration::from_micros(random.below(limit.as_micros() as u64))
+        };
+        // Half of them where it matters most; each victim gets both.
+        let cycle = victims.len() as u64;
+        let at = if (n + n / cycle) % 2 == 0 {
+            Moment::Frozen(below(&mut random, standing))
+        } else {
+            Moment::Started(below(&mut random, typical))
+        };
         let was = scene.on_b;
         let (_, settled) = kill_once(&mut scene, n, victim, at);
         worst = worst.max(settled);

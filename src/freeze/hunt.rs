@@ -27,8 +27,9 @@ struct Hunt<'a> {
     start: Instant,
 }
 
-/// Stops everything in the cgroup but init.
-pub(super) fn stop(tasks: &PodTasks, frozen: bool) -> Result<Vec<StoppedProc>> {
+/// Stops everything in the cgroup but init. `freeze`: it is asked to freeze (v2) once everything is seized, which disturbs nobody, so that a task
+/// traced by somebody else is a refusal that nobody notices; `frozen`: it is frozen already.
+pub(super) fn stop(tasks: &PodTasks, frozen: bool, freeze: bool) -> Result<Vec<StoppedProc>> {
     let mut hunt = Hunt {
         tasks,
         frozen,
@@ -39,24 +40,41 @@ pub(super) fn stop(tasks: &PodTasks, frozen: bool) -> Result<Vec<StoppedProc>> {
         dead_leaders: HashSet::new(),
         start: Instant::now(),
     };
+    hunt.pass(false)?;
+    if freeze {
+        tasks.cgroup.ask_freeze()?;
+        hunt.frozen = true;
+    }
+    hunt.interrupt()?;
     loop {
-        let found = hunt.pass()?;
+        if !tasks.cgroup.is_v2() {
+            hunt.thaw()?;
+        }
+        hunt.wait()?;
+        let found = hunt.pass(true)?;
         if !found && hunt.running.is_empty() {
             return hunt.grouped();
         }
         if hunt.start.elapsed() > LIMIT {
             return Err(Error::TooBusy { tasks: hunt.stopped.len(), limit: LIMIT });
         }
-        if !tasks.cgroup.is_v2() {
-            hunt.thaw()?;
-        }
-        hunt.wait()?;
     }
 }
 
 impl Hunt<'_> {
-    /// One pass over the cgroup: seizes and interrupts what is new. True when there was something.
-    fn pass(&mut self) -> Result<bool> {
+    fn interrupt(&mut self) -> Result<()> {
+        for running in std::mem::take(&mut self.running) {
+            match running.interrupt() {
+                Ok(()) => self.running.push(running),
+                Err(remote::Error::Gone(_)) => self.forget(running.tid()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// One pass over the cgroup: seizes what is new, and interrupts it if told to. True when there was something.
+    fn pass(&mut self, interrupt: bool) -> Result<bool> {
         let mut found = false;
         for pid in self.tasks.cgroup.procs()? {
             if pid == self.tasks.init {
@@ -68,15 +86,20 @@ impl Hunt<'_> {
             };
             for tid in tids {
                 if !self.known.contains(&tid) {
-                    found |= self.seize(pid, tid)?;
+                    found |= self.seize(pid, tid, interrupt)?;
                 }
             }
         }
         Ok(found)
     }
 
-    fn seize(&mut self, pid: i32, tid: i32) -> Result<bool> {
-        let seized = Running::seize(tid, 0).and_then(|running| running.interrupt().map(|()| running));
+    fn seize(&mut self, pid: i32, tid: i32, interrupt: bool) -> Result<bool> {
+        let seized = Running::seize(tid, 0).and_then(|running| {
+            if interrupt {
+                running.interrupt()?;
+            }
+            Ok(running)
+        });
         match seized {
             Ok(running) => {
                 self.known.insert(tid);
@@ -115,14 +138,8 @@ impl Hunt<'_> {
             }
         }
         // Their parent stands: now they may stop as well.
-        for running in std::mem::take(&mut self.loose) {
-            match running.interrupt() {
-                Ok(()) => self.running.push(running),
-                Err(remote::Error::Gone(_)) => self.forget(running.tid()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        self.running = std::mem::take(&mut self.loose);
+        self.interrupt()
     }
 
     fn look(&mut self, running: Running) -> Result<()> {

@@ -1,9 +1,10 @@
 //! All tasks of a pod stopped, or none; then the cgroup freezer over the stops.
 //!
 //! What a pod goes through, and why in this order:
-//! 1. *Asked to freeze* (cgroup v2): so that, should we be killed before 3, nothing runs on with the EINTR that every stop makes in calls
-//!    the kernel never restarts. Who watches us then calls [`resume`], which mends it.
-//! 2. *Seized and interrupted*, every thread: a frozen task takes the stop; nothing can fork any more.
+//! 1. *Seized*, every thread, which nobody notices; a task that somebody else traces ends the attempt here.
+//! 2. *Asked to freeze* (cgroup v2), then *interrupted*: a frozen task takes the stop, and nothing can fork any more. The freezer is there so that,
+//!    should we be killed before 3, nothing runs on with the EINTR that every stop makes in calls the kernel never restarts. Who watches us then
+//!    calls [`resume`], which mends it.
 //! 3. *Rewound*, each at its stop. From here our death shows nowhere: the freezer is lifted, the ptrace stops hold.
 //! 4. *Batches*: they cannot run in a frozen task, hence the thaw in 3.
 //! 5. *Frozen over the stops* ([`StoppedPod::freeze_cgroup`]) after the last batch: from then on nothing runs even if every process of ours dies.
@@ -96,10 +97,7 @@ pub fn stop_all(tasks: &PodTasks) -> Result<StoppedPod> {
     let was_frozen = tasks.cgroup.is_frozen()?;
     // A v1-frozen task takes no stop before it is thawed: no help there.
     let ask = !was_frozen && tasks.cgroup.is_v2();
-    if ask {
-        tasks.cgroup.ask_freeze()?;
-    }
-    let procs = match hunt::stop(tasks, was_frozen || ask) {
+    let procs = match hunt::stop(tasks, was_frozen, ask) {
         Ok(procs) => procs,
         Err(error) => {
             // As it was: running, or paused (v1 had to be thawed for the stops).
@@ -136,7 +134,7 @@ pub fn resume(tasks: &PodTasks) -> Result<()> {
             }
             // A killed mover's connection is closed a moment before its tracees are let go.
             Err(Error::Task(remote::Error::Traced { .. })) if Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::park_timeout(Duration::from_millis(1));
             }
             // A debugger sits on one of its tasks: the pod still has to run again.
             Err(Error::Task(remote::Error::Traced { .. })) => return Ok(tasks.cgroup.thaw()?),

@@ -233,7 +233,66 @@ pub fn object_pages(object: ObjectId, file: &File) -> Result<PageSet, Error> {
 mod tests {
     use super::*;
     use crate::base::addr::PAGE;
+    use crate::state::mm::{Borders, MapFileId, MmId};
     use std::os::unix::fs::FileExt;
+
+    fn layout(vmas: &[(u64, u64, VmaFlags, Backing)]) -> MmLayout {
+        let vma = |(start, end, flags, backing): &(u64, u64, VmaFlags, Backing)| Vma {
+            range: AddrRange::new(start * PAGE, end * PAGE),
+            flags: *flags,
+            backing: backing.clone(),
+            name: None,
+        };
+        let vmas = vmas.iter().map(vma).collect();
+        MmLayout { mm: MmId(2), vmas, borders: Borders::default(), exe: MapFileId(0) }
+    }
+
+    #[test]
+    fn only_what_shows_something_else_is_mapped_anew() {
+        let file = |file, offset| Backing::File { file: MapFileId(file), offset: offset * PAGE };
+        let (rw, r, shared) = (VmaFlags::READ | VmaFlags::WRITE, VmaFlags::READ, VmaFlags::SHARED);
+        let old = layout(&[
+            (1, 10, rw, Backing::Anon),
+            (20, 30, rw, file(1, 0)),
+            (40, 50, rw, file(1, 0)),
+            (60, 70, rw | shared, file(1, 0)),
+        ]);
+        let new = layout(&[
+            (1, 4, r, Backing::Anon),   // protection and size only
+            (4, 12, rw, Backing::Anon), // two pages more
+            (22, 26, rw, file(1, 2)),   // cut at the front: the same pages of the file
+            (40, 45, rw, file(1, 1)),   // moved in the file
+            (45, 50, rw, file(2, 5)),   // another file
+            (60, 70, rw, file(1, 0)),   // private now
+        ]);
+        let pages = |set: PageSet| -> Vec<_> {
+            set.ranges().iter().map(|r| (r.start / PAGE, r.end / PAGE)).collect()
+        };
+        assert_eq!(pages(mapped_anew(&old.vmas, &new)), [(10, 12), (40, 50), (60, 70)]);
+        assert_eq!(pages(mapped_anew(&[], &new)), [(1, 12), (22, 26), (40, 50), (60, 70)]);
+        assert!(mapped_anew(&new.vmas, &new).is_empty());
+    }
+
+    #[test]
+    fn neighbours_are_scanned_together_within_the_limit() {
+        let file = Backing::File { file: MapFileId(0), offset: 0 };
+        let (rw, shared) = (VmaFlags::READ | VmaFlags::WRITE, VmaFlags::SHARED);
+        let all = layout(&[
+            (1, 2, rw, Backing::Anon),
+            (2, 3, rw, Backing::Anon),
+            (5, 9, rw, Backing::Anon),
+            (9, 10, rw, file.clone()),
+            (10, 11, rw | shared, file.clone()), // nothing of ours, and cuts
+            (12, 13, rw, file),
+        ]);
+        let groups = |limit: u64| -> Vec<_> {
+            let groups = scan_groups(&all, limit).into_iter();
+            groups.map(|(_, r)| (r.start / PAGE, r.end / PAGE)).collect()
+        };
+        assert_eq!(groups(u64::MAX), [(1, 9), (9, 10), (12, 13)]);
+        assert_eq!(groups(4 * PAGE), [(1, 3), (5, 9), (9, 10), (12, 13)]);
+        assert_eq!(groups(0), [(1, 2), (2, 3), (5, 9), (9, 10), (12, 13)]);
+    }
 
     #[test]
     fn an_objects_content_is_its_data() {

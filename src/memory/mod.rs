@@ -27,7 +27,7 @@ pub mod set;
 
 pub use chunk::{Chunk, Run};
 pub use content::Work;
-pub use filler::Filler;
+pub use filler::{Filler, populate_plan};
 pub use reader::{Reader, all_content};
 pub use set::PageSet;
 

@@ -30,44 +30,65 @@ fn rate(what: &str, bytes: u64, took: Duration) -> f64 {
     gbs
 }
 
-#[test]
-fn reader_and_filler() {
-    let size = mib() << 20;
-    let (mut source, mut target) = (Writer::start(), Writer::start());
-    let range = source.map(0, size / PAGE);
-    target.map(0, size / PAGE);
-    source.run(&format!("set {} {size} 119", range.start));
-    let layout = source.arena();
-    let mm = layout.mm;
-    let (from, to) = (HashMap::from([(mm, source.pid())]), HashMap::from([(mm, target.pid())]));
-    let none = HashMap::new();
-    let work = || reader::all_content(std::slice::from_ref(&layout), &from, &none).unwrap();
+/// A writer with `mib()` of memory and another with as much of nothing.
+struct Two {
+    source: Writer,
+    target: Writer,
+    size: u64,
+    layout: crate::state::mm::MmLayout,
+    from: HashMap<MmId, i32>,
+    to: HashMap<MmId, i32>,
+}
 
+impl Two {
+    fn new() -> Self {
+        let size = mib() << 20;
+        let (mut source, mut target) = (Writer::start(), Writer::start());
+        let range = source.map(0, size / PAGE);
+        target.map(0, size / PAGE);
+        source.run(&format!("set {} {size} 119", range.start));
+        let layout = source.arena();
+        let mm = layout.mm;
+        let (from, to) = (HashMap::from([(mm, source.pid())]), HashMap::from([(mm, target.pid())]));
+        Self { source, target, size, layout, from, to }
+    }
+
+    fn reader(&self) -> Reader {
+        let none = HashMap::new();
+        let work = reader::all_content(std::slice::from_ref(&self.layout), &self.from, &none).unwrap();
+        Reader::new(&self.from, &none, work).unwrap()
+    }
+
+    /// Reads everything; bytes of data.
+    fn read(&self, chunk: &mut Chunk) -> u64 {
+        let (reader, mut sum) = (self.reader(), 0);
+        while reader.fill(chunk).unwrap() {
+            sum += chunk.data().len() as u64;
+        }
+        sum
+    }
+}
+
+#[test]
+fn reading() {
+    let two = Two::new();
+    let (size, range, pid) = (two.size, two.layout.vmas[0].range, two.source.pid());
     let mut buf = vec![1u8; chunk::MAX_DATA];
     let raw = best(5, || {
         let mut at = range.start;
         while at < range.end {
             let piece = AddrRange::new(at, (at + buf.len() as u64).min(range.end));
-            assert_eq!(vmio::read(source.pid(), &[piece], &mut buf), Ok(piece.len() as usize));
+            assert_eq!(vmio::read(pid, &[piece], &mut buf), Ok(piece.len() as usize));
             at = piece.end;
         }
     });
     let raw_rate = rate("raw process_vm_readv, 1 MiB a call", size, raw);
     let mut chunk = Chunk::new();
-    let read = best(5, || {
-        let reader = Reader::new(&from, &none, work()).unwrap();
-        let mut sum = 0;
-        while reader.fill(&mut chunk).unwrap() {
-            sum += chunk.data().len() as u64;
-        }
-        assert_eq!(sum, size);
-    });
+    let read = best(5, || assert_eq!(two.read(&mut chunk), size));
     let ours = rate("reader, scan and zero test included", size, read);
     println!("{:<44} {:>9.0} %", "reader against raw", ours / raw_rate * 100.0);
-
     let ahead = best(3, || {
-        let reader = std::sync::Arc::new(Reader::new(&from, &none, work()).unwrap());
-        let feed = feed::Feed::start(reader, 2, feed::DEFAULT_CHUNKS).unwrap();
+        let feed = feed::Feed::start(std::sync::Arc::new(two.reader()), 2, feed::DEFAULT_CHUNKS).unwrap();
         let mut sum = 0;
         while let Some(chunk) = feed.next() {
             sum += chunk.unwrap().data().len() as u64;
@@ -75,12 +96,21 @@ fn reader_and_filler() {
         assert_eq!(sum, size);
     });
     rate("feed, two reading threads", size, ahead);
+    let digest = best(3, || assert_eq!(digest::of_mm(pid, &two.layout).unwrap().len(), 1));
+    rate("digest", size, digest);
+    let mut two = two;
+    two.source.run(&format!("set {} {size} 0", range.start));
+    rate("reader, all pages zero", size, best(3, || assert_eq!(two.read(&mut chunk), 0)));
+}
 
-    let tree = Tree { mms: vec![layout.clone()], ..Tree::default() };
-    let filler = Filler::new(&tree, &to, &none).unwrap();
-    let copy = || {
-        let reader = Reader::new(&from, &none, work()).unwrap();
-        let (mut chunk, mut took) = (Chunk::new(), Duration::ZERO);
+#[test]
+fn filling() {
+    let mut two = Two::new();
+    let (size, start) = (two.size, two.layout.vmas[0].range.start);
+    let tree = Tree { mms: vec![two.layout.clone()], ..Tree::default() };
+    let filler = Filler::new(&tree, &two.to, &HashMap::new()).unwrap();
+    let copy = |two: &Two| {
+        let (reader, mut chunk, mut took) = (two.reader(), Chunk::new(), Duration::ZERO);
         while reader.fill(&mut chunk).unwrap() {
             let start = Instant::now();
             filler.apply_chunk(&chunk.runs, chunk.data()).unwrap();
@@ -88,26 +118,15 @@ fn reader_and_filler() {
         }
         took
     };
-    rate("filler, fresh pages", size, copy());
-    rate("filler, present pages", size, (0..3).map(|_| copy()).min().unwrap());
-    let drop_all = format!("advise {} {size} 4", range.start); // MADV_DONTNEED
-    target.run(&drop_all);
-    rate("filler, fresh pages of used host memory", size, copy());
-    target.run(&drop_all);
-    let populate = best(1, || drop(target.run(&format!("advise {} {size} 23", range.start)))); // MADV_POPULATE_WRITE
+    rate("filler, fresh pages", size, copy(&two));
+    rate("filler, present pages", size, (0..3).map(|_| copy(&two)).min().unwrap());
+    let drop_all = format!("advise {start} {size} 4"); // MADV_DONTNEED
+    two.target.run(&drop_all);
+    rate("filler, fresh pages of used host memory", size, copy(&two));
+    two.target.run(&drop_all);
+    let populate = best(1, || drop(two.target.run(&format!("advise {start} {size} 23")))); // MADV_POPULATE_WRITE
     rate("populate from inside (MADV_POPULATE_WRITE)", size, populate);
-    rate("filler, after populating", size, copy());
-
-    source.run(&format!("set {} {size} 0", range.start));
-    let zero = best(3, || {
-        let reader = Reader::new(&from, &none, work()).unwrap();
-        while reader.fill(&mut chunk).unwrap() {
-            assert!(chunk.data().is_empty());
-        }
-    });
-    rate("reader, all pages zero", size, zero);
-    let digest = best(3, || assert_eq!(digest::of_mm(target.pid(), &layout).unwrap().len(), 1));
-    rate("digest", size, digest);
+    rate("filler, after populating", size, copy(&two));
 }
 
 #[test]

@@ -155,6 +155,42 @@ fn a_process_is_made_anew_with_every_kind_of_mapping() {
 }
 
 #[test]
+fn pages_inherited_by_a_fork_are_made_zero_where_the_child_has_none() {
+    // The "child" stands for a skeleton forked from a filled one: it has pages that never went through the filler.
+    let pair = Pair::new();
+    let (parent, child) = (pair.tree.mms[0].mm, MmId(1));
+    let mut tree = pair.tree.clone();
+    tree.mms.push(MmLayout { mm: child, ..tree.mms[0].clone() });
+    let pids = HashMap::from([(parent, pair.target.pid()), (child, pair.source.pid())]);
+    let filler = Filler::new(&tree, &pids, &pair.to.1).unwrap();
+    let run = |mm, zero| Run { space: Space::Mm(mm), addr: at(1, 1).start, len: PAGE, zero };
+    filler.apply(&run(parent, false), &vec![1; PAGE as usize]).unwrap();
+    let first_byte = || {
+        let mut byte = [9];
+        let addr = at(1, 1).start;
+        let range = AddrRange::new(addr, addr + 1);
+        assert_eq!(crate::kernel::vmio::read(pair.source.pid(), &[range], &mut byte), Ok(1));
+        byte[0]
+    };
+    let content = first_byte();
+    filler.apply(&run(child, true), &[]).unwrap();
+    assert_eq!(first_byte(), content, "a page never filled was touched");
+    filler.inherit(child, parent);
+    filler.apply(&run(child, true), &[]).unwrap();
+    assert_eq!((first_byte(), content != 0), (0, true));
+}
+
+#[test]
+fn populating_ahead_stays_within_writable_anonymous_content() {
+    let pair = Pair::new();
+    let layout = &pair.tree.mms[0];
+    let content = content::content_pages(pair.source.pid(), layout).unwrap();
+    let plan = populate_plan(&content, layout);
+    let expect = PageSet::from_iter([at(0, 300), at(400, 1), at(2200, 600)]);
+    assert_eq!(plan, expect.subtract(&PageSet::from_iter([at(2300, 3)])));
+}
+
+#[test]
 fn one_byte_makes_a_digest_differ() {
     let mut pair = Pair::new();
     let filler = Filler::new(&pair.tree, &pair.to.0, &pair.to.1).unwrap();

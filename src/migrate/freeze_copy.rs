@@ -12,7 +12,7 @@
 use super::report::Outcome;
 use super::resolve;
 use super::sink::Sink;
-use super::source::{LOG_TAIL, Mover, out_of_turn, tail};
+use super::source::{LOG_TAIL, Mover, out_of_turn, pass_commit_point, tail};
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
@@ -70,10 +70,13 @@ impl Mover<'_> {
         let feed = start_reading(source, &tree, &pids)?;
         self.watch.lap("scan");
         let client = &mut self.client;
-        let snapshot = source.collect(&stopped, &mut |sockets| {
+        let collected = source.collect(&stopped, &mut |sockets| {
             client.moving(moving::Request::Repairing(sockets.to_vec())).map(|_| ())
-        })?;
+        });
+        // Before the outcome is looked at: a failure must not thaw the pod while its sockets are in repair; the
+        // monitor gives back sockets, link and freezer in that order.
         stopped.leave_frozen()?;
+        let snapshot = collected?;
         self.report.connections.kept = snapshot.kept as u64;
         self.report.connections.lost = snapshot.lost as u64;
         self.report.warnings.extend(snapshot.warnings);
@@ -133,6 +136,7 @@ impl Mover<'_> {
         self.watch.lap("prepared");
         let frames = frames(capture)?;
         self.sink.record(&Record::Frames(frames))?;
+        pass_commit_point();
         self.ask(moving::Request::Commit)?;
         self.watch.lap("journal");
         // From here nothing may be taken back on our own account: every way out is the target's word, or doubt.
@@ -142,7 +146,9 @@ impl Mover<'_> {
             Ok(decision) => decision,
             Err(lost) => return self.settle_by_monitor(&lost),
         };
-        let now = Instant::now();
+        // What the target did after the thaw, before it answered, is not frozen time.
+        let after = self.report.stages.iter().filter(|s| s.name == "target.record").map(|s| s.us).sum();
+        let now = Instant::now().checked_sub(Duration::from_micros(after)).unwrap_or_else(Instant::now);
         let us = |since: Option<Instant>| since.map_or(0, |t| now.duration_since(t).as_micros() as u64);
         self.report.frozen_us = us(self.frozen);
         self.report.downtime_us = us(self.held);

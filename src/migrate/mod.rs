@@ -19,6 +19,7 @@ pub mod facts;
 pub mod freeze_copy;
 pub mod names;
 pub mod order;
+pub mod private;
 pub mod report;
 pub mod resolve;
 pub mod restore;

@@ -27,34 +27,11 @@ impl Destination {
     }
 }
 
-/// How the memory travels.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mode {
-    /// Freeze, copy, continue.
-    Warm,
-    /// Pre-copy in rounds, then freeze and copy the rest.
-    Live,
-}
-
-impl Mode {
-    /// The word in reports.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Mode::Warm => "warm",
-            Mode::Live => "live",
-        }
-    }
-}
-
 /// A whole order.
 #[derive(Clone, Debug)]
 pub struct Order {
     /// Where to.
     pub to: Destination,
-    /// How.
-    pub mode: Mode,
-    /// Compare all memory at both ends before commit.
-    pub verify: bool,
     /// Only say what would be in the way.
     pub dry_run: bool,
     /// Give up after this long.

@@ -9,6 +9,7 @@
 
 use super::facts;
 use super::order::{Destination, Order};
+use super::private;
 use super::report::{Outcome, Report, Stopwatch};
 use super::sink::Sink;
 use crate::base::{Blocker, Failure, Kind, MoveId};
@@ -25,12 +26,26 @@ use crate::wire::channel::Channel;
 use crate::wire::hello::{self, Hello};
 use crate::wire::identity::Identity;
 use crate::wire::message::Message;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long the target may take for an answer that needs little work.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// How much of the log travels, bytes.
 pub(super) const LOG_TAIL: u64 = 64 << 10;
+
+/// Set just before `Commit` is written down: from then on the mover must not be stopped by a signal.
+static COMMITTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process's move has passed the commit point.
+pub fn committed() -> bool {
+    COMMITTED.load(Ordering::SeqCst)
+}
+
+/// The commit point is passed.
+pub(super) fn pass_commit_point() {
+    COMMITTED.store(true, Ordering::SeqCst);
+}
 
 /// A mover at work.
 pub(super) struct Mover<'a> {
@@ -64,7 +79,11 @@ pub fn run(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let watch = Stopwatch::start("source");
-    let mut sink = open(me, order)?;
+    // The pod has not been touched: it runs here, and that is what the exit code says.
+    let mut sink = open(me, order).map_err(|f| match f.kind {
+        Kind::Failed => Failure { kind: Kind::BeforeCommit, ..f },
+        _ => f,
+    })?;
     let ours =
         facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
     let blockers = match &mut sink {
@@ -166,16 +185,25 @@ impl Mover<'_> {
         self.stage("reservation")?;
         self.reserve()?;
         self.watch.lap("reserve");
+        if self.order.dry_run {
+            // Nothing was frozen; the monitor lets go of the move when we hang up.
+            self.report.would_move = Some(true);
+            self.report.outcome = Outcome::Cancelled;
+            self.report.reason = Some("dry run: nothing was moved".to_owned());
+            return Ok(());
+        }
         // What would take long in the freeze and can be known now.
         for pid in self.cgroup.procs().unwrap_or_default() {
             crate::remote::look_ahead(pid);
         }
         let tree = source.prepare()?;
+        let left = private::left_behind(source.view().init, &self.pod.spec, &tree);
+        if !left.is_empty() {
+            return Err(Failure::refused(self.name(), left));
+        }
+        self.report.warnings.extend(private::warnings(&self.pod.spec));
         self.send_tree(&tree)?;
         self.watch.lap("skeleton");
-        if self.order.dry_run {
-            return Ok(());
-        }
         let capture = self.stop_and_copy(&mut source, &tree)?;
         self.commit(capture)
     }

@@ -16,7 +16,7 @@ use crate::memory::{Chunk, Filler, Run};
 use crate::net::{self, Frame, Replayer};
 use crate::pod::client::Client;
 use crate::pod::moving::{self, Arrival};
-use crate::pod::store::{Record as PodRecord, Store};
+use crate::pod::store::{self, Record as PodRecord, Status, Store};
 use crate::pod::{init, launch};
 use crate::sandbox::space::Clocks;
 use crate::state::mm::MmId;
@@ -24,10 +24,13 @@ use crate::state::target::{Builder, Finished, Skeleton, TargetCtx};
 use crate::state::{PodState, Tree};
 use nix::time::{ClockId, clock_gettime};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 /// Added to the pod's clocks so that they never seem to have stood still for less than nothing, nanoseconds: the
 /// clocks of two hosts may drift apart by 500 ppm while a move is under way, and the message took its time.
 const CLOCK_MARGIN_NS: i64 = 5_000_000;
+/// How long the remains of an earlier attempt may take to go.
+const CLEARING: Duration = Duration::from_secs(5);
 /// Sockets handed to the monitor at a time (SCM_MAX_FD is 253).
 const SOCKETS: usize = 200;
 
@@ -72,6 +75,20 @@ pub struct Owned {
     /// What will be different, in words.
     pub warnings: Vec<String>,
     replayer: Option<Replayer>,
+}
+
+/// Takes name and id. An earlier attempt of the same pod whose mover died may still be being taken down: it is
+/// waited for.
+fn take_place(store: &Store, request: &Request) -> Result<PodRecord, Failure> {
+    let until = Instant::now() + CLEARING;
+    loop {
+        match store.reserve_incoming(&request.spec(), request.manifest.generation + 1) {
+            Err(store::Error::Here { status: Status::Incoming, .. }) if Instant::now() < until => {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            other => return Ok(other?),
+        }
+    }
 }
 
 fn now(clock: ClockId) -> i64 {
@@ -125,7 +142,7 @@ impl<'s> Target<'s> {
     pub fn reserve(store: &'s Store, request: Request) -> Result<Self, Failure> {
         let watch = Stopwatch::start("target");
         Self::could_take(&request)?;
-        let record = store.reserve_incoming(&request.spec(), request.manifest.generation + 1)?;
+        let record = take_place(store, &request)?;
         let (there, here) =
             (request.manifest.clocks, (now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_BOOTTIME)));
         let clocks = Clocks {
@@ -179,7 +196,7 @@ impl<'s> Target<'s> {
         let first = self.tree.is_none();
         let skeleton = match &self.tree {
             None => self.builder()?.skeleton(&tree)?,
-            Some(_) => self.builder()?.rebuild(&tree)?,
+            Some(_) => self.builder()?.update(&tree)?,
         };
         match &mut self.filler {
             None => self.filler = Some(Filler::new(&tree, &skeleton.pids, &skeleton.objects)?),

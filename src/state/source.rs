@@ -10,11 +10,13 @@
 //! Ids of files and objects stay the same from the first call to the last.
 
 mod ipc;
+mod private;
 mod running;
 mod stopped;
 
 pub use stopped::Snapshot;
 
+use self::private::Private;
 use super::error::Error;
 use super::fd::Port;
 use super::fd::collect::FdContext;
@@ -29,7 +31,6 @@ use crate::kernel::cgroup::Freezer;
 use crate::kernel::procfs::{Proc, Status};
 use crate::kernel::sched;
 use nix::sys::stat::SFlag;
-use procfs::process::MountInfo;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -68,7 +69,7 @@ pub struct Source {
     /// Processes found to share nothing with one another.
     alone: HashSet<Who>,
     /// File systems only the pod sees.
-    private: HashSet<u64>,
+    private: Private,
     /// Between [`Source::tree`] and [`Source::collect`].
     read: Vec<stopped::Read>,
     last_pid: Option<i32>,
@@ -81,8 +82,8 @@ impl Source {
         let init = Arc::new(Proc::open(view.init).map_err(Error::read(view.init, "/proc"))?);
         let walls = walls(&init, None)?;
         let wide = sched::affinity(view.init).map_err(Error::read(view.init, "sched_getaffinity(2)"))?;
-        let private = private_file_systems(&init)?;
-        let objects = ObjectTable::new(private.clone())?;
+        let private = Private::find(&init)?;
+        let objects = ObjectTable::new(private.devices().clone())?;
         Ok(Self {
             ipc: ipc::SystemV::open(&init)?,
             view,
@@ -114,6 +115,7 @@ impl Source {
     pub fn handles(&self) -> Result<HashMap<ObjectId, OwnedFd>, Error> {
         (0..self.objects.len())
             .filter_map(|i| u32::try_from(i).ok().map(ObjectId))
+            .filter(|id| self.objects.is_used(*id))
             .filter_map(|id| Some((id, self.objects.handle(id)?)))
             .map(|(id, fd)| match reopen(&fd) {
                 Ok(own) => Ok((id, own)),
@@ -123,7 +125,7 @@ impl Source {
     }
 
     fn fd_context(&self) -> FdContext {
-        let private = self.private.clone();
+        let private = self.private.devices().clone();
         FdContext { init: self.view.init, ports: self.view.ports.clone(), private }
     }
 
@@ -172,31 +174,6 @@ fn reopen(fd: &std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd, nix::errno::Errno
     open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
 }
 
-/// `st_dev` of the tmpfs file systems that are mounted in the pod and not where we are: its own `/dev/shm`,
-/// `--tmpfs`.
-fn private_file_systems(init: &Proc) -> Result<HashSet<u64>, Error> {
-    let ours = Proc::open(std::process::id().cast_signed()).map_err(Error::read(0, "/proc/self"))?;
-    let host: HashSet<_> = tmpfs_mounts(&ours)?;
-    Ok(tmpfs_mounts(init)?.difference(&host).copied().collect())
-}
-
-fn tmpfs_mounts(proc: &Proc) -> Result<HashSet<u64>, Error> {
-    let text = proc.read("mountinfo").map_err(Error::read(proc.pid(), "mountinfo"))?;
-    let mut all = HashSet::new();
-    for line in text.split(|&b| b == b'\n').filter(|l| !l.is_empty()) {
-        // Names may be no text; device and type always are.
-        let line = String::from_utf8_lossy(line);
-        let mount = MountInfo::from_line(&line).map_err(|_| Error::odd(proc.pid(), "mountinfo")())?;
-        if mount.fs_type != "tmpfs" {
-            continue;
-        }
-        let (major, minor) = mount.majmin.split_once(':').ok_or_else(Error::odd(proc.pid(), "mountinfo"))?;
-        let number = |s: &str| s.parse().map_err(|_| Error::odd(proc.pid(), "mountinfo")());
-        all.insert(libc::makedev(number(major)?, number(minor)?));
-    }
-    Ok(all)
-}
-
 /// Host pids by address space.
 pub type HostPids = HashMap<MmId, i32>;
 
@@ -204,3 +181,5 @@ pub type HostPids = HashMap<MmId, i32>;
 mod fixture;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_stopped;

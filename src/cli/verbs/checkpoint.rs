@@ -4,7 +4,7 @@ use super::reach;
 use crate::base::Failure;
 use crate::cli::request::CheckpointRequest;
 use crate::cli::{Context, privilege};
-use crate::migrate::order::{Destination, Mode, Order};
+use crate::migrate::order::{Destination, Order};
 use crate::migrate::report::Report;
 use crate::migrate::{facts, source};
 use crate::wire::identity::Identity;
@@ -21,8 +21,6 @@ pub fn run(ctx: &Context, r: CheckpointRequest) -> Result<i32, Failure> {
     let to_stdout = r.output.is_none();
     let order = Order {
         to: r.output.map_or(Destination::Stdout, Destination::File),
-        mode: Mode::Warm,
-        verify: false,
         dry_run: false,
         timeout: TIMEOUT,
         publish: None,

@@ -1,11 +1,11 @@
 //! `podmig move`: move a running pod to another host.
 
 use super::reach;
-use crate::base::Failure;
+use crate::base::{Failure, Kind};
 use crate::cli::request::{HostRef, Mode as Asked, MoveRequest};
 use crate::cli::{Context, out, privilege};
 use crate::migrate::facts;
-use crate::migrate::order::{Destination, Mode, Order};
+use crate::migrate::order::{Destination, Order};
 use crate::migrate::report::{Outcome, Report};
 use crate::migrate::source;
 use crate::policy::hosts::{Host, Via};
@@ -15,28 +15,40 @@ use crate::wire::identity::Identity;
 /// Moves it; the report goes to standard output.
 pub fn run(ctx: &Context, r: MoveRequest) -> Result<i32, Failure> {
     privilege::root_for("move")?;
-    let mode = match r.mode {
-        Asked::Warm => Mode::Warm,
-        // Until pre-copy is joined in, `live` is a warm move and the report says so.
-        Asked::Live => Mode::Live,
+    let live = match r.mode {
+        Asked::Warm => false,
+        Asked::Live => true,
         Asked::Cold => return Err(out::not_yet("move --mode cold")),
         Asked::PostCopy => return Err(out::not_yet("move --mode post-copy")),
     };
+    for (asked, what) in [
+        (r.verify, "move --verify"),
+        (r.bandwidth.is_some(), "move --bandwidth"),
+        (r.progress, "move --progress"),
+    ] {
+        if asked {
+            return Err(out::not_yet(what));
+        }
+    }
     let (record, _) = reach::running(ctx, &r.pod)?;
     let host = host(ctx, &r.host)?;
     let me = Identity::load(&ctx.places.key())?;
     let order = Order {
         to: Destination::Host(host),
-        mode,
-        verify: r.verify,
         dry_run: r.dry_run,
         timeout: r.timeout,
         publish: (!r.publish.is_empty()).then(|| r.publish.clone()),
         leave_running: false,
     };
     let to = order.to.name();
-    let mut report =
-        Report::new(record.spec.name.as_str(), &record.spec.id, &facts::hostname(), &to, order.mode.as_str());
+    let mut report = Report::new(record.spec.name.as_str(), &record.spec.id, &facts::hostname(), &to, "warm");
+    if live {
+        report
+            .warnings
+            .push("pre-copy is not built yet: moved warm (frozen while its memory is copied)".to_owned());
+    }
+    let name = record.spec.name.to_string();
+    cancel_on_signal(name, ctx.json);
     let done = source::run(&ctx.store, &me, record, &order, &mut report);
     tell(ctx, report, done, false)
 }
@@ -92,6 +104,30 @@ pub(super) fn tell(
         out::line(&text);
     }
     Ok(0)
+}
+
+/// SIGINT, SIGTERM and SIGHUP: before the commit the move is cancelled (our end is all it takes: the pod's monitor
+/// takes everything back), after it they are ignored.
+fn cancel_on_signal(name: String, json: bool) {
+    use nix::sys::signal::{SigSet, Signal};
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    if set.thread_block().is_err() {
+        return;
+    }
+    let _ = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        while let Ok(signal) = set.wait() {
+            if source::committed() {
+                continue;
+            }
+            let text = format!("the move was cancelled by {signal}; the pod runs on here");
+            let failure = Failure::new(Kind::BeforeCommit, name.as_str(), text);
+            out::failure(&failure, json);
+            std::process::exit(failure.kind.code());
+        }
+    });
 }
 
 fn host(ctx: &Context, host: &HostRef) -> Result<Host, Failure> {

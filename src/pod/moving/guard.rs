@@ -3,8 +3,9 @@
 
 use super::{Reply, Request};
 use crate::base::MoveId;
+use crate::freeze::{self, PodTasks};
 use crate::net::Hold;
-use crate::pod::monitor::{ConnId, Monitor};
+use crate::pod::monitor::{ConnId, LivePod, Monitor};
 use crate::pod::store::{MoveMark, Status};
 use crate::policy::handover::{Source, SourceAction, SourceEvent, source};
 use crate::state::inet::collect::{self as inet, RepairedSocket};
@@ -149,6 +150,20 @@ fn event(monitor: &mut Monitor, event: SourceEvent) -> Result<bool, String> {
     Ok(yes)
 }
 
+/// Lets the pod run on. Calls that the mover's stop had interrupted and that it did not live to mend are mended; if
+/// that cannot be done the pod runs all the same.
+fn wake(pod: &LivePod) -> Result<(), String> {
+    let freezer = pod.cgroup.freezer();
+    let tasks = PodTasks { cgroup: freezer.clone(), init: pod.init.pid };
+    match freeze::resume(&tasks) {
+        Ok(()) => Ok(()),
+        Err(e) => match freezer.thaw() {
+            Ok(()) => Err(format!("running, but calls may have been interrupted: {e}")),
+            Err(thaw) => Err(thaw.to_string()),
+        },
+    }
+}
+
 /// Writes the commit to disk. If that fails nothing was committed: the machine goes back.
 fn journal(monitor: &mut Monitor) -> Result<(), String> {
     let Some(guard) = &mut monitor.moving.guard else { return Ok(()) };
@@ -180,7 +195,7 @@ fn undo(monitor: &mut Monitor) {
         monitor.complain(&format!("hold not lifted: {e}"));
     }
     if let Some(pod) = &monitor.pod
-        && let Err(e) = pod.cgroup.freezer().thaw()
+        && let Err(e) = wake(pod)
     {
         monitor.complain(&format!("not thawed: {e}"));
     }

@@ -7,6 +7,7 @@ use crate::state::fd::collect::table::Desc;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FileStat, fstat};
+use nix::sys::statfs::statfs;
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -55,6 +56,10 @@ pub(crate) fn check(desc: &Desc, root: BorrowedFd) -> Option<Blocker> {
     }
     match look(root, &desc.link) {
         Ok(st) if (st.st_dev, st.st_ino) == desc.inode() => None,
+        _ if is_queue(desc) => {
+            let remedy = "use a unix socket instead";
+            blocker(desc, "mqueue", "POSIX message queues cannot be carried yet".into(), remedy)
+        }
         Ok(_) => blocker(
             desc,
             "replaced-file",
@@ -70,6 +75,12 @@ pub(crate) fn check(desc: &Desc, root: BorrowedFd) -> Option<Blocker> {
         ),
         Err(e) => blocker(desc, "file", format!("the pod's path to it does not resolve: {e}"), "close it"),
     }
+}
+
+/// Whether it is a POSIX message queue: they have no path outside their own file system (`linux/magic.h`).
+fn is_queue(desc: &Desc) -> bool {
+    const MQUEUE_MAGIC: i64 = 0x1980_0202;
+    statfs(&desc.magic_link()).is_ok_and(|fs| fs.filesystem_type().0 == MQUEUE_MAGIC)
 }
 
 fn device(desc: &Desc) -> Option<Blocker> {

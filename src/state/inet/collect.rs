@@ -9,7 +9,7 @@ pub(crate) use udp::udp;
 
 use crate::base::Blocker;
 use crate::kernel::tcp_repair::{self, state};
-use crate::kernel::{pidfd, sock};
+use crate::kernel::{descr, pidfd, sock};
 use crate::state::fd::collect::table::{Desc, Table};
 use crate::state::fd::collect::{Class, class};
 use crate::state::fd::error::Error;
@@ -31,7 +31,7 @@ pub struct RepairedSocket {
     pub reuseaddr: bool,
 }
 
-/// Why a socket cannot be carried by its options: an eBPF filter, an upper-layer protocol (kTLS).
+/// Why a socket cannot be carried: an eBPF filter, an upper-layer protocol (kTLS), an out-of-band byte.
 pub(crate) fn check(desc: &Desc, fd: impl AsFd) -> Option<Blocker> {
     let fd = fd.as_fd();
     let block = |kind: &str, message: String, remedy: &str| {
@@ -47,6 +47,10 @@ pub(crate) fn check(desc: &Desc, fd: impl AsFd) -> Option<Blocker> {
     if sock::filter_len(fd) == Err(Errno::EACCES) {
         let text = "an eBPF filter on a socket cannot be carried".to_owned();
         return block("bpf", text, "detach the filter, or use a classic one");
+    }
+    if descr::poll_for(fd, libc::POLLPRI, 0).is_ok_and(|now| now & libc::POLLPRI != 0) {
+        let text = "an out-of-band byte (MSG_OOB) waits to be read, which cannot be carried".to_owned();
+        return block("urgent-data", text, "try again in a moment");
     }
     if let Ok(ulp) = sock::get(fd, libc::IPPROTO_TCP, libc::TCP_ULP, 16)
         && let name = String::from_utf8_lossy(&ulp).trim_end_matches('\0').to_owned()

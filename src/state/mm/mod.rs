@@ -1,6 +1,7 @@
 //! Address spaces: mappings and their borders. Page *content* is the business of the `memory` room.
 
 pub mod collect;
+pub mod diff;
 pub mod files;
 pub mod hole;
 pub mod restore;

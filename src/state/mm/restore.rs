@@ -1,6 +1,7 @@
 //! An address space built in a skeleton by the skeleton itself: old mappings gone, the kernel's special ones moved, the
 //! program's made with their final protection, empty. Content is the `memory` room's business.
 
+use super::diff::Change;
 use super::hole::all_but;
 use super::{Backing, Borders, MmLayout, Vma, VmaFlags};
 use crate::base::AddrRange;
@@ -184,23 +185,27 @@ pub fn map(s: &mut Script, vmas: &[Vma], handle: &impl Fn(&Vma) -> Option<Arg>) 
         );
         advise(s, vma.range, vma.flags);
         if let Some(name) = &vma.name {
-            let text = s.path(name);
-            // Needs CONFIG_ANON_VMA_NAME; the name is for people only.
-            s.may(
-                "prctl(PR_SET_VMA_ANON_NAME)",
-                About::Addr(vma.range.start),
-                libc::SYS_prctl,
-                &[
-                    PR_SET_VMA.into(),
-                    PR_SET_VMA_ANON_NAME.into(),
-                    vma.range.start.into(),
-                    vma.range.len().into(),
-                    text.into(),
-                ],
-            );
+            set_name(s, vma.range, name);
         }
     }
     Ok(())
+}
+
+/// Needs CONFIG_ANON_VMA_NAME; the name is for people only.
+fn set_name(s: &mut Script, range: AddrRange, name: &[u8]) {
+    let text = s.path(name);
+    s.may(
+        "prctl(PR_SET_VMA_ANON_NAME)",
+        About::Addr(range.start),
+        libc::SYS_prctl,
+        &[
+            PR_SET_VMA.into(),
+            PR_SET_VMA_ANON_NAME.into(),
+            range.start.into(),
+            range.len().into(),
+            text.into(),
+        ],
+    );
 }
 
 /// madvise(2) for every flag that is set.
@@ -227,6 +232,47 @@ pub fn advise(s: &mut Script, range: AddrRange, flags: VmaFlags) {
     }
 }
 
+/// Carries out changes of a layout. `handle`: as in [`map`].
+pub fn change(
+    s: &mut Script,
+    changes: &[Change],
+    handle: &impl Fn(&Vma) -> Option<Arg>,
+) -> Result<(), String> {
+    for change in changes {
+        match change {
+            Change::Unmap(range) => unmap(s, *range),
+            Change::Map(vma) => map(s, std::slice::from_ref(vma), handle)?,
+            Change::Protect(range, flags) => {
+                let args = [range.start.into(), range.len().into(), protection(*flags).into()];
+                s.must("mprotect", About::Addr(range.start), libc::SYS_mprotect, &args);
+            }
+            Change::Advise(range, before, now) => {
+                take_back(s, *range, *before - *now);
+                advise(s, *range, *now);
+            }
+            Change::Name(range, name) => set_name(s, *range, name),
+        }
+    }
+    Ok(())
+}
+
+/// The opposite advice for every flag.
+fn take_back(s: &mut Script, range: AddrRange, flags: VmaFlags) {
+    for (flag, advice) in [
+        (VmaFlags::DONTFORK, libc::MADV_DOFORK),
+        (VmaFlags::DONTDUMP, libc::MADV_DODUMP),
+        (VmaFlags::WIPEONFORK, libc::MADV_KEEPONFORK),
+        (VmaFlags::MERGEABLE, libc::MADV_UNMERGEABLE),
+        (VmaFlags::SEQUENTIAL, libc::MADV_NORMAL),
+        (VmaFlags::RANDOM, libc::MADV_NORMAL),
+    ] {
+        if flags.contains(flag) {
+            let args = [range.start.into(), range.len().into(), advice.into()];
+            s.must("madvise", About::Addr(range.start), libc::SYS_madvise, &args);
+        }
+    }
+}
+
 /// mlock(2) of what was locked; it faults in what is still missing, so content comes first.
 pub fn lock(s: &mut Script, layout: &MmLayout) {
     for vma in layout.vmas.iter().filter(|v| v.flags.contains(VmaFlags::LOCKED)) {
@@ -240,8 +286,8 @@ pub fn lock(s: &mut Script, layout: &MmLayout) {
 }
 
 /// Borders, auxiliary vector and executable. `exe`: a descriptor in the skeleton, and a free number for it; none: the
-/// executable stays. No mapping of the former executable may be left when it changes. (PR_SET_MM_EXE_FILE would ask
-/// for CAP_SYS_RESOURCE; the map asks for CAP_CHECKPOINT_RESTORE only.)
+/// executable stays. No mapping of the former executable may be there when it changes, so this comes before [`map`].
+/// (PR_SET_MM_EXE_FILE would ask for CAP_SYS_RESOURCE; the map asks for CAP_CHECKPOINT_RESTORE only.)
 pub fn borders(s: &mut Script, b: &Borders, exe: Option<(Arg, i32)>) -> Result<(), String> {
     if !b.auxv.len().is_multiple_of(16) || b.auxv.len() > AUXV_MOST {
         return Err(format!("an auxiliary vector of {} bytes makes no sense", b.auxv.len()));

@@ -51,6 +51,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// The file is not there (any more).
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Error::Call { source: Errno::ENOENT, .. })
+    }
+
     /// The refusal as a blocker of `pid` (as the pod sees it) and, if through a descriptor, `fd`; `None` for other errors.
     pub fn blocker(&self, pid: i32, fd: Option<i32>) -> Option<Blocker> {
         match self {
@@ -70,6 +75,8 @@ impl Error {
 struct Entry {
     object: Object,
     handle: OwnedFd,
+    /// Met since [`ObjectTable::new_pass`].
+    used: bool,
 }
 
 /// Every object met so far. Make one per attempt to move, keep it until the memory is sent.
@@ -104,19 +111,41 @@ impl ObjectTable {
     /// [`claim`](Self::claim) for a caller that has the `stat` of the file already.
     pub fn claim_stat(&mut self, link: &Path, st: &FileStat) -> Result<Option<ObjectId>, Error> {
         if let Some(id) = self.lookup(st.st_dev, st.st_ino) {
+            self.entries[id.0 as usize].used = true;
             return Ok(Some(id));
         }
         if !self.is_object(st) {
             return Ok(None);
         }
-        let call = |call, source| Error::Call { call, path: link.to_owned(), source };
+        let call = |source| Error::Call { call: "readlink(2)", path: link.to_owned(), source };
         let name = std::fs::read_link(link)
-            .map_err(|e| call("readlink(2)", Errno::from_raw(e.raw_os_error().unwrap_or(0))))?
+            .map_err(|e| call(Errno::from_raw(e.raw_os_error().unwrap_or(0))))?
             .into_os_string()
             .into_vec();
+        self.take(link, &name, st).map(Some)
+    }
+
+    /// [`claim`](Self::claim) for a file found under its name: `at` is where we reach it, `name` its path in the pod.
+    pub fn claim_named(&mut self, at: &Path, name: &[u8], st: &FileStat) -> Result<Option<ObjectId>, Error> {
+        if let Some(id) = self.lookup(st.st_dev, st.st_ino) {
+            let entry = &mut self.entries[id.0 as usize];
+            entry.used = true;
+            if let ObjectKind::Private { path } = &mut entry.object.kind
+                && path != name
+            {
+                // Renamed since.
+                *path = name.to_vec();
+            }
+            return Ok(Some(id));
+        }
+        if self.is_object(st) { self.take(at, name, st).map(Some) } else { Ok(None) }
+    }
+
+    fn take(&mut self, link: &Path, name: &[u8], st: &FileStat) -> Result<ObjectId, Error> {
+        let call = |call, source| Error::Call { call, path: link.to_owned(), source };
         let handle = open(link, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
             .map_err(|e| call("open(2)", e))?;
-        let kind = self.kind(&handle, st, &name, link)?;
+        let kind = self.kind(&handle, st, name, link)?;
         let object = Object {
             kind,
             size: st.st_size.max(0).unsigned_abs(),
@@ -125,9 +154,9 @@ impl ObjectTable {
             gid: st.st_gid,
         };
         let id = ObjectId(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
-        self.entries.push(Entry { object, handle });
+        self.entries.push(Entry { object, handle, used: true });
         self.ids.insert((st.st_dev, st.st_ino), id);
-        Ok(Some(id))
+        Ok(id)
     }
 
     /// Whether content with this `stat` belongs to the pod; changes nothing.
@@ -146,6 +175,11 @@ impl ObjectTable {
         self.entries.get(id.0 as usize).map(|e| &e.object)
     }
 
+    /// Whether an object was met since [`ObjectTable::new_pass`].
+    pub fn is_used(&self, id: ObjectId) -> bool {
+        self.entries.get(id.0 as usize).is_some_and(|e| e.used)
+    }
+
     /// The read-only handle of an object (own position: use `pread`, `lseek` with SEEK_DATA).
     pub fn handle(&self, id: ObjectId) -> Option<BorrowedFd<'_>> {
         self.entries.get(id.0 as usize).map(|e| e.handle.as_fd())
@@ -161,7 +195,13 @@ impl ObjectTable {
         self.entries.is_empty()
     }
 
-    /// All objects by rising id, sizes, modes, owners and seals as they are now.
+    /// Begins a pass over everything that reaches objects; one that is not claimed again is gone from the pod.
+    pub fn new_pass(&mut self) {
+        self.entries.iter_mut().for_each(|e| e.used = false);
+    }
+
+    /// All objects by rising id, sizes, modes, owners and seals as they are now. One that is gone from the pod keeps
+    /// its id and becomes an empty memfd without a name.
     pub fn objects(&mut self) -> Result<Vec<Object>, Error> {
         for entry in &mut self.entries {
             let path = || PathBuf::from(String::from_utf8_lossy(entry.object.kind.name()).into_owned());
@@ -174,13 +214,26 @@ impl ObjectTable {
             entry.object.mode = st.st_mode & 0o7777;
             entry.object.uid = st.st_uid;
             entry.object.gid = st.st_gid;
-            if let ObjectKind::Memfd { seals, .. } = &mut entry.object.kind
-                && let Ok(now) = fcntl(&entry.handle, FcntlArg::F_GET_SEALS)
-            {
-                *seals = now.unsigned_abs();
+            match &mut entry.object.kind {
+                ObjectKind::Memfd { seals, .. } => {
+                    if let Ok(now) = fcntl(&entry.handle, FcntlArg::F_GET_SEALS) {
+                        *seals = now.unsigned_abs();
+                    }
+                }
+                ObjectKind::Private { path } if st.st_nlink == 0 => {
+                    entry.object.kind = ObjectKind::Deleted { path: std::mem::take(path) };
+                }
+                _ => {}
             }
         }
-        Ok(self.entries.iter().map(|e| e.object.clone()).collect())
+        let gone = Object {
+            kind: ObjectKind::Memfd { name: Vec::new(), seals: 0 },
+            size: 0,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+        };
+        Ok(self.entries.iter().map(|e| if e.used { e.object.clone() } else { gone.clone() }).collect())
     }
 
     /// The kind of an object, by the file system it is on and the name the kernel shows.
@@ -281,6 +334,19 @@ mod tests {
         assert_eq!(now[id.0 as usize].size, 99);
         let grow = libc::F_SEAL_GROW.unsigned_abs();
         assert_eq!(now[id.0 as usize].kind, ObjectKind::Memfd { name: b"na me".to_vec(), seals: grow });
+    }
+
+    #[test]
+    fn what_is_not_met_again_becomes_empty() {
+        let mut t = table();
+        let [a, b] = [c"a", c"b"].map(|name| memfd_create(name, MFdFlags::MFD_CLOEXEC).unwrap());
+        ftruncate(&a, 100).unwrap();
+        ftruncate(&b, 200).unwrap();
+        let ids = [&a, &b].map(|fd| t.claim(&link(fd)).unwrap().unwrap());
+        t.new_pass();
+        assert_eq!(t.claim(&link(&b)).unwrap(), Some(ids[1]));
+        let sizes: Vec<_> = t.objects().unwrap().iter().map(|o| o.size).collect();
+        assert_eq!((sizes, t.is_used(ids[0]), t.is_used(ids[1])), (vec![0, 200], false, true));
     }
 
     #[test]

@@ -105,6 +105,16 @@ fn private(o: &Object, path: &[u8], foreign: &HashSet<u64>) -> Result<OwnedFd, E
     Ok(fd)
 }
 
+/// Brings an object that was made before to what it is now. Shared anonymous memory never changes.
+pub fn update(fd: &OwnedFd, o: &Object) -> Result<(), Error> {
+    match &o.kind {
+        ObjectKind::AnonShared => Ok(()),
+        ObjectKind::Memfd { name: path, .. }
+        | ObjectKind::Deleted { path }
+        | ObjectKind::Private { path } => settle(fd, o, path),
+    }
+}
+
 /// Size, owner, mode (in this order: a change of owner takes set-id bits away).
 fn settle(fd: &OwnedFd, o: &Object, name: &[u8]) -> Result<(), Error> {
     let failed = |call| failed(call, name);

@@ -9,6 +9,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, fstat, mknod};
 use nix::unistd::{pipe2, write};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -43,11 +44,10 @@ impl Pipes {
         warnings: &mut Vec<String>,
     ) -> Result<OwnedFd, Error> {
         let call = |name: &'static str| Error::restore(name, || what(end));
-        if let std::collections::hash_map::Entry::Vacant(e) = self.0.entry(end.pipe) {
-            let pipe = make(proc, end, warnings)?;
-            e.insert(pipe);
-        }
-        let Some(pipe) = self.0.get_mut(&end.pipe) else { return Err(call("pipe2(2)")(Errno::EBADF)) };
+        let pipe = match self.0.entry(end.pipe) {
+            Entry::Occupied(o) => o.into_mut(),
+            Entry::Vacant(v) => v.insert(make(proc, end, warnings)?),
+        };
         let (hold, fresh) = match flags & libc::O_ACCMODE {
             libc::O_RDONLY => (&pipe.hold.0, &mut pipe.fresh.0),
             libc::O_WRONLY => (&pipe.hold.1, &mut pipe.fresh.1),

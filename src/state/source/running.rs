@@ -39,6 +39,7 @@ impl Source {
         let mut mms = Vec::new();
         let mut ended = HashSet::new();
         self.files.new_pass();
+        self.objects.new_pass();
         for facts in all.iter().filter(|f| !f.is_zombie()) {
             let mut here = Vec::new();
             let result = self.survey_one(facts, &mut here);
@@ -64,6 +65,7 @@ impl Source {
             found.push(blocker("family", e.pid, e.why.to_string(), "no remedy while these processes live"));
         }
         found.extend(self.ipc.look()?);
+        self.private.content(&self.init, &mut self.objects, &mut found)?;
         let views: Vec<ProcView> =
             live.iter().map(|f| ProcView { host_pid: f.host, pod_pid: f.pid() }).collect();
         found.extend(fd_preflight(&views, &self.fd_context())?);

@@ -104,6 +104,7 @@ impl Source {
         self.read.clear();
         self.last_pid = None;
         self.files.new_pass();
+        self.objects.new_pass();
         let init = self.init_status()?;
         for proc in &mut pod.procs {
             let (facts, layout) = self.read_process(proc, &init, &mut found)?;
@@ -124,6 +125,7 @@ impl Source {
         }
         let procs = family(&all, (self.view.init, &init), &mut found);
         found.extend(self.ipc.look()?);
+        self.private.content(&self.init, &mut self.objects, &mut found)?;
         if !found.is_empty() {
             return Err(Error::Refused(once(found)));
         }
@@ -145,7 +147,14 @@ impl Source {
         let ctx = self.fd_context();
         let scan = Scan::new(&views, &ctx)?;
         before_repair(scan.tcp_sockets()).map_err(|f| Error::Told(Box::new(f)))?;
+        let objects = self.objects.len();
         let fds = scan.finish(&mut self.objects)?;
+        if self.objects.len() > objects {
+            // The tree was sent and its objects are being read: one that only a socket's queue holds is not among them.
+            let message = "a memfd or nameless file under way in a unix socket cannot be carried yet";
+            let b = blocker("object-in-flight", 0, message, "try again, once it is received");
+            return Err(Error::Refused(vec![Blocker { pid: None, ..b }]));
+        }
         let mut procs: Vec<ProcessState> = Vec::with_capacity(self.read.len());
         for (read, table) in self.read.drain(..).zip(fds.tables) {
             procs.push(ProcessState { fds: table, ..read.state });

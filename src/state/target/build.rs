@@ -75,38 +75,48 @@ impl Builder {
         self.stage("scratch and transport in init", start);
 
         let start = Instant::now();
+        let files = self.gather(tree, |builder| builder.births(&plan.families))?;
+        self.stage("births, files opened", start);
+
+        let start = Instant::now();
+        self.live = live(tree);
+        self.spaces(tree, &plan, &files)?;
+        self.stage("address spaces", start);
+
+        let start = Instant::now();
+        self.part(tree, &plan)?;
+        self.tree = Some(tree.clone());
+        self.stage("helpers and zombies", start);
+        self.handles()
+    }
+
+    /// Opens the tree's files and makes those of its objects that are not there yet, while `work` goes on.
+    pub(super) fn gather(
+        &mut self,
+        tree: &Tree,
+        work: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<Vec<OwnedFd>> {
         let foreign = foreign_devices()?;
-        let mut objects: HashMap<ObjectId, OwnedFd> = HashMap::new();
-        let (named, nameless): (Vec<_>, Vec<_>) =
-            (0u32..).map(ObjectId).zip(&tree.objects).partition(|(_, o)| object::restore::has_name(o));
+        let missing =
+            (0u32..).map(ObjectId).zip(&tree.objects).filter(|(id, _)| !self.objects.contains_key(id));
+        let (named, nameless): (Vec<_>, Vec<_>) = missing.partition(|(_, o)| object::restore::has_name(o));
         let ns = super::inside::PodNs::of(self.ctx.init)?;
         let mut known = std::mem::take(&mut self.known_files);
         let (opened, ()) = ns.beside(
             || open_inside(tree, &named, &foreign, &mut known),
             || {
                 for (id, o) in nameless {
-                    objects.insert(id, object::restore::nameless(o)?);
+                    self.objects.insert(id, object::restore::nameless(o)?);
                 }
-                self.births(&plan)
+                work(self)
             },
         )?;
         self.known_files = known;
-        objects.extend(opened.objects);
-        self.objects = objects;
-        self.stage("births, files opened", start);
-
-        let start = Instant::now();
-        self.live = tree.procs.iter().filter(|n| n.zombie.is_none()).map(|n| n.pid).collect();
-        self.spaces(tree, &plan, &opened.files)?;
-        self.stage("address spaces", start);
-
-        let start = Instant::now();
-        self.part(tree, &plan)?;
-        self.stage("helpers and zombies", start);
-        self.handles()
+        self.objects.extend(opened.objects);
+        Ok(opened.files)
     }
 
-    fn handles(&self) -> Result<Skeleton> {
+    pub(super) fn handles(&self) -> Result<Skeleton> {
         let mut objects = HashMap::new();
         for (id, fd) in &self.objects {
             objects.insert(
@@ -210,6 +220,11 @@ pub(super) fn close_all_but(s: &mut Script, number: i32) {
         close(s, 0, (number - 1).into());
     }
     close(s, number as u64 + 1, u32::MAX.into());
+}
+
+/// The processes that have an address space, in the order of the tree.
+pub(super) fn live(tree: &Tree) -> Vec<i32> {
+    tree.procs.iter().filter(|n| n.zombie.is_none()).map(|n| n.pid).collect()
 }
 
 struct Opened {

@@ -6,7 +6,7 @@ use crate::kernel::ptrace::{self, Wait};
 use crate::remote::{self, Fate, Stopped, child_pids, new_child, option};
 use crate::state::Tree;
 use crate::state::script::{About, Script};
-use crate::state::task::plan::{INIT, Plan};
+use crate::state::task::plan::{Family, INIT, Plan};
 use crate::state::task::{ProcNode, restore};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -23,10 +23,11 @@ const CORE: i32 = 0x80;
 pub(super) const SKELETON: i32 = option::EXITKILL | option::SUSPEND_SECCOMP;
 
 impl Builder {
-    /// All births, in the order of the plan.
-    pub(super) fn births(&mut self, plan: &Plan) -> Result<()> {
-        let parents = parents(plan);
-        for family in &plan.families {
+    /// Births, in order; every creator is there by its turn.
+    pub(super) fn births(&mut self, families: &[Family]) -> Result<()> {
+        let mut parents = self.parents.clone();
+        note_parents(families, &mut parents);
+        for family in families {
             let mut s = Script::new();
             let births = restore::family(&mut s, family);
             let slot = self.slot.ok_or(Error::Order("give birth"))?;
@@ -39,6 +40,7 @@ impl Builder {
             }
             self.judge(creator, &s, results).map_err(|e| self.explain(e))?;
         }
+        self.parents = parents;
         Ok(())
     }
 
@@ -87,13 +89,7 @@ impl Builder {
             if let Some(adopter) = f.adopter {
                 self.adopter(adopter, true)?;
             }
-            if let Some(body) = self.bodies.remove(&f.pid) {
-                end(f.pid, body)?;
-            }
-            let mut s = Script::new();
-            restore::reap(&mut s, f.pid);
-            self.run(f.parent, &s)?;
-            self.born.retain(|pid| *pid != f.pid);
+            self.dismiss(f.pid, f.parent)?;
             if let Some(adopter) = f.adopter {
                 self.adopter(adopter, false)?;
             }
@@ -105,6 +101,18 @@ impl Builder {
         Ok(())
     }
 
+    /// Ends a process, unless it has ended, and frees its pid.
+    pub(super) fn dismiss(&mut self, pid: i32, parent: i32) -> Result<()> {
+        if let Some(body) = self.bodies.remove(&pid) {
+            end(pid, body)?;
+        }
+        let mut s = Script::new();
+        restore::reap(&mut s, pid);
+        self.run(parent, &s)?;
+        self.born.retain(|p| *p != pid);
+        Ok(())
+    }
+
     fn adopter(&mut self, pid: i32, on: bool) -> Result<()> {
         let mut s = Script::new();
         restore::subreaper(&mut s, on);
@@ -112,7 +120,7 @@ impl Builder {
     }
 
     /// Ends a process the way it had ended; its parent finds it when it waits.
-    fn zombie(&mut self, node: &ProcNode, join: Option<i32>) -> Result<()> {
+    pub(super) fn zombie(&mut self, node: &ProcNode, join: Option<i32>) -> Result<()> {
         let status = node.zombie.unwrap_or(0);
         let mut s = Script::new();
         if let Some(pgid) = join {
@@ -155,15 +163,13 @@ impl Builder {
 }
 
 /// Who is whose parent once born.
-fn parents(plan: &Plan) -> HashMap<i32, i32> {
-    let mut parents = HashMap::new();
-    for f in &plan.families {
+fn note_parents(families: &[Family], parents: &mut HashMap<i32, i32>) {
+    for f in families {
         for b in f.before.iter().chain(&f.after) {
             let parent = if b.sibling { parents.get(&f.creator).copied().unwrap_or(INIT) } else { f.creator };
             parents.insert(b.pid, parent);
         }
     }
-    parents
 }
 
 /// Lets a task die of `signal`: it is sent, taken and delivered before any instruction runs.

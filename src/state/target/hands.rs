@@ -3,8 +3,7 @@
 
 use super::error::{Error, Result};
 use super::finish::Hands;
-use super::{Builder, Finished, Skeleton, check};
-use crate::remote::Running;
+use super::{Builder, Finished, check};
 use crate::state::fd::restore::{self as fds, HandsContext, Inside, ProcessFds};
 use crate::state::{PodState, Tree};
 use std::collections::HashMap;
@@ -45,22 +44,5 @@ impl Builder {
             late_locks: made.late_locks,
             warnings: std::mem::take(&mut self.warnings),
         })
-    }
-
-    /// Builds the skeleton anew after the tree changed; what was filled is gone.
-    ///
-    /// # Errors
-    /// As [`Builder::skeleton`].
-    pub fn rebuild(&mut self, tree: &Tree) -> Result<Skeleton> {
-        self.undo();
-        let stopped = Running::seize(self.ctx.init, 0).and_then(|r| r.stop(super::PATIENCE));
-        let init = stopped.map_err(Error::remote(1, "stopping the pod's init"))?;
-        let failed = Error::remote(1, "reading the pod's init");
-        self.saved = (init.portable_regs().map_err(&failed)?, init.sigmask().map_err(&failed)?);
-        self.init = Some(init);
-        (self.slot, self.transport) = (None, None);
-        self.live.clear();
-        self.objects.clear();
-        self.skeleton(tree)
     }
 }

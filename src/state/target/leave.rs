@@ -130,6 +130,11 @@ impl Builder {
         {
             tracing::warn!("undoing a pod: {e}");
         }
+        self.objects.clear();
+        self.parents.clear();
+        self.live.clear();
+        self.late_stops.clear();
+        self.tree = None;
         // Dropping init lets it go.
         self.init = None;
     }

@@ -24,6 +24,7 @@ mod inside;
 mod leave;
 mod space;
 mod threads;
+mod update;
 
 pub use error::{Error, Result};
 
@@ -123,6 +124,10 @@ pub struct Builder {
     bodies: BTreeMap<i32, Body>,
     /// Every process ever made and not reaped by us.
     born: Vec<i32>,
+    /// Parent of each.
+    parents: HashMap<i32, i32>,
+    /// What the skeleton is of.
+    tree: Option<Tree>,
     /// Processes in the order of the tree, zombies left out.
     live: Vec<i32>,
     objects: HashMap<ObjectId, OwnedFd>,
@@ -158,6 +163,8 @@ impl Builder {
             transport: None,
             bodies: BTreeMap::new(),
             born: Vec::new(),
+            parents: HashMap::new(),
+            tree: None,
             live: Vec::new(),
             objects: HashMap::new(),
             known_files: files::Known::default(),

@@ -5,12 +5,14 @@ use super::build::close_all_but;
 use super::error::{Error, Result};
 use super::handover::{self, Coming};
 use crate::base::AddrRange;
-use crate::remote::Arg;
 use crate::state::Tree;
+use crate::state::mm::diff::Change;
+use crate::state::mm::restore::Special;
 use crate::state::mm::{Backing, MmLayout, Vma, VmaFlags, restore};
 use crate::state::object;
 use crate::state::script::Script;
 use crate::state::task::plan::Plan;
+use crate::state::task::restore::join;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -38,11 +40,30 @@ fn behind(tree: &Tree, vma: &Vma) -> Option<Behind> {
     }
 }
 
+/// Descriptors of what mappings are of, at hand here.
+pub(super) struct Sources<'a> {
+    tree: &'a Tree,
+    files: &'a [OwnedFd],
+    sealed: HashMap<u32, OwnedFd>,
+}
+
+/// What is to be done in one address space.
+pub(super) struct Job<'a> {
+    /// What it will be.
+    pub layout: &'a MmLayout,
+    /// The changes that make it so.
+    pub changes: Vec<Change>,
+    /// It is a copy of another, whose special mappings lie there: everything else goes first.
+    pub copy_of: Option<Special>,
+    /// Its executable changes.
+    pub exe: bool,
+    /// Group to join.
+    pub join: Option<i32>,
+}
+
 impl Builder {
-    /// Builds the address space of every live process, in the order of the tree, and lets it join its group.
-    pub(super) fn spaces(&mut self, tree: &Tree, plan: &Plan, files: &[OwnedFd]) -> Result<()> {
-        let joins: HashMap<i32, i32> = plan.joins.iter().copied().collect();
-        let layouts: HashMap<i32, &MmLayout> = tree.mms.iter().map(|m| (m.mm.0, m)).collect();
+    /// What mappings are made from. `files` are those of the tree.
+    pub(super) fn sources<'a>(&self, tree: &'a Tree, files: &'a [OwnedFd]) -> Result<Sources<'a>> {
         let mut sealed = HashMap::new();
         for vma in tree.mms.iter().flat_map(|m| &m.vmas) {
             if let Some(Behind::Sealed(id)) = behind(tree, vma)
@@ -51,91 +72,97 @@ impl Builder {
                 sealed.insert(id, object::restore::read_only(fd)?);
             }
         }
+        Ok(Sources { tree, files, sealed })
+    }
+
+    /// Builds the address space of every live process, in the order of the tree, and lets it join its group.
+    pub(super) fn spaces(&mut self, tree: &Tree, plan: &Plan, files: &[OwnedFd]) -> Result<()> {
+        let joins: HashMap<i32, i32> = plan.joins.iter().copied().collect();
+        let layouts: HashMap<i32, &MmLayout> = tree.mms.iter().map(|m| (m.mm.0, m)).collect();
+        let sources = self.sources(tree, files)?;
         for pid in self.live.clone() {
             let layout = layouts.get(&pid).ok_or(Error::Order("build an address space"))?;
-            self.space(tree, layout, joins.get(&pid).copied(), files, &sealed)?;
+            let changes = layout.vmas.iter().cloned().map(Change::Map).collect();
+            let copy_of = Some(self.host.special);
+            self.space(
+                &sources,
+                Job { layout, changes, copy_of, exe: true, join: joins.get(&pid).copied() },
+            )?;
         }
         Ok(())
     }
 
-    fn space(
-        &mut self,
-        tree: &Tree,
-        layout: &MmLayout,
-        join: Option<i32>,
-        files: &[OwnedFd],
-        sealed: &HashMap<u32, OwnedFd>,
-    ) -> Result<()> {
-        let pid = layout.mm.0;
-        let (index, fds) = self.wanted(tree, layout, files, sealed)?;
+    /// Does one job, in one batch unless there are very many changes.
+    pub(super) fn space(&mut self, sources: &Sources<'_>, job: Job<'_>) -> Result<()> {
+        let pid = job.layout.mm.0;
+        let (index, fds) = self.wanted(sources, &job)?;
         handover::send(self.transport.as_ref().ok_or(Error::Order("hand over files"))?, pid, &fds)?;
         let count = fds.len();
         drop(fds);
         let their_end = self.their_end()?;
+        let unfit = Error::unfit(pid);
 
         let mut s = Script::new();
         close_all_but(&mut s, their_end);
         let coming = Coming::receive(&mut s, their_end.into(), count);
-        if let Some(pgid) = join {
-            crate::state::task::restore::join(&mut s, pgid);
+        if let Some(pgid) = job.join {
+            join(&mut s, pgid);
         }
-        let slot = self.slot.ok_or(Error::Order("build an address space"))?;
-        let scratch = AddrRange::new(slot.code(), slot.area().end);
-        let unfit = Error::unfit(pid);
-        restore::clear(&mut s, self.host.special, layout, scratch, self.passing)
-            .map_err(|e| unfit(format!("the kernel's vdso differs from the source's: {e}")))?;
-        let mut pieces = layout.vmas.chunks(AT_ONCE);
+        if let Some(special) = job.copy_of {
+            let slot = self.slot.ok_or(Error::Order("build an address space"))?;
+            let scratch = AddrRange::new(slot.code(), slot.area().end);
+            restore::clear(&mut s, special, job.layout, scratch, self.passing)
+                .map_err(|e| unfit(format!("the kernel's vdso differs from the source's: {e}")))?;
+        }
+        let exe = index.get(&Behind::File(job.layout.exe.0)).filter(|_| job.exe);
+        let exe = exe.map(|n| (coming.arg(*n), free_number(count, their_end)));
+        restore::borders(&mut s, &job.layout.borders, exe).map_err(&unfit)?;
+        let mut pieces = job.changes.chunks(AT_ONCE);
+        let tree = sources.tree;
         let handle = |vma: &Vma| behind(tree, vma).and_then(|b| index.get(&b)).map(|n| coming.arg(*n));
-        restore::map(&mut s, pieces.next().unwrap_or_default(), &handle).map_err(&unfit)?;
-        let exe = |arg: Arg| Some((arg, free_number(count, their_end)));
-        let exe_index = index.get(&Behind::File(layout.exe.0)).copied().ok_or(Error::Order("map files"))?;
+        restore::change(&mut s, pieces.next().unwrap_or_default(), &handle).map_err(&unfit)?;
         if pieces.len() == 0 {
-            restore::borders(&mut s, &layout.borders, exe(coming.arg(exe_index))).map_err(&unfit)?;
             close_all_but(&mut s, their_end);
         }
         let results = self.run(pid, &s)?;
         if !coming.all_came(&results) {
-            return Err(Error::HandOver {
-                pid,
-                what: "its limit on open files",
-                source: nix::errno::Errno::EMFILE,
-            });
-        }
-        if pieces.len() == 0 {
-            return Ok(());
+            let (what, source) = ("its limit on open files", nix::errno::Errno::EMFILE);
+            return Err(Error::HandOver { pid, what, source });
         }
         let numbers = coming.numbers(&results);
         let handle = |vma: &Vma| behind(tree, vma).and_then(|b| index.get(&b)).map(|n| numbers[*n].into());
-        for piece in pieces {
+        while let Some(piece) = pieces.next() {
             let mut s = Script::new();
-            restore::map(&mut s, piece, &handle).map_err(&unfit)?;
+            restore::change(&mut s, piece, &handle).map_err(&unfit)?;
+            if pieces.len() == 0 {
+                close_all_but(&mut s, their_end);
+            }
             self.run(pid, &s)?;
         }
-        let mut s = Script::new();
-        restore::borders(&mut s, &layout.borders, exe(numbers[exe_index].into())).map_err(&unfit)?;
-        close_all_but(&mut s, their_end);
-        self.run(pid, &s).map(drop)
+        Ok(())
     }
 
-    /// The descriptors a layout needs, each once, and the place of each.
+    /// The descriptors a job needs, each once, and the place of each.
     fn wanted<'a>(
         &'a self,
-        tree: &Tree,
-        layout: &MmLayout,
-        files: &'a [OwnedFd],
-        sealed: &'a HashMap<u32, OwnedFd>,
+        sources: &'a Sources<'_>,
+        job: &Job<'_>,
     ) -> Result<(HashMap<Behind, usize>, Vec<BorrowedFd<'a>>)> {
         let mut index = HashMap::new();
         let mut fds = Vec::new();
-        let exe = Behind::File(layout.exe.0);
-        for b in layout.vmas.iter().filter_map(|v| behind(tree, v)).chain([exe]) {
+        let exe = job.exe.then_some(Behind::File(job.layout.exe.0));
+        let new = job.changes.iter().filter_map(|c| match c {
+            Change::Map(vma) => behind(sources.tree, vma),
+            _ => None,
+        });
+        for b in new.chain(exe) {
             if index.contains_key(&b) {
                 continue;
             }
             let fd = match b {
-                Behind::File(n) => files.get(n as usize),
+                Behind::File(n) => sources.files.get(n as usize),
                 Behind::Object(n) => self.objects.get(&object::ObjectId(n)),
-                Behind::Sealed(n) => sealed.get(&n),
+                Behind::Sealed(n) => sources.sealed.get(&n),
             };
             index.insert(b, fds.len());
             fds.push(fd.ok_or(Error::Order("map files"))?.as_fd());

@@ -10,7 +10,6 @@ use crate::state::fd::FileId;
 use crate::state::fd::error::Error;
 use crate::state::object::collect::ObjectTable;
 use crate::state::{file, inet, pipe, unix};
-use nix::errno::Errno;
 use std::collections::HashSet;
 
 /// The kinds of descriptions.
@@ -38,39 +37,45 @@ pub(crate) enum Class {
     Other(&'static str),
 }
 
-/// (what the kernel calls it, stable word, what it is, what to do).
-const REFUSED: &[(&str, &str, &str, &str)] = &[
-    (
-        "[io_uring]",
-        "io_uring",
-        "io_uring rings live in the kernel and cannot be read",
-        "turn io_uring off in the program, or start it in a pod, where it falls back",
-    ),
-    (
-        "[userfaultfd]",
-        "userfaultfd",
-        "user-handled page faults cannot be carried",
-        "turn userfaultfd off in the program",
-    ),
-    (
-        "inotify",
-        "inotify",
-        "file watches (inotify) cannot be carried yet",
-        "turn file watching off in the program",
-    ),
-    (
-        "[fanotify]",
-        "fanotify",
-        "file watches (fanotify) cannot be carried",
-        "turn file watching off in the program",
-    ),
-    ("[perf_event]", "perf", "performance counters belong to this host", "stop profiling"),
-    ("[pidfd]", "pidfd", "pidfds cannot be carried yet", "close it in the program"),
-    ("bpf", "bpf", "BPF objects belong to this host's kernel", "close it in the program"),
-    ("[fscontext]", "fscontext", "a mount being made cannot be carried", "try again when it is done"),
-    ("[landlock", "landlock", "Landlock rule sets cannot be read", "close it in the program"),
-    ("kvm", "kvm", "virtual machines cannot be carried", "stop the virtual machine"),
-    ("seccomp notify", "seccomp-notify", "seccomp listeners cannot be carried", "close it in the program"),
+/// Stable words for anonymous inodes: (how the kernel's name for it begins, word).
+const ANONYMOUS: &[(&str, &str)] = &[
+    ("[io_uring]", "io_uring"),
+    ("[userfaultfd]", "userfaultfd"),
+    ("inotify", "inotify"),
+    ("[fanotify]", "fanotify"),
+    ("[perf_event]", "perf"),
+    ("[pidfd]", "pidfd"),
+    ("bpf", "bpf"),
+    ("[fscontext]", "fscontext"),
+    ("[landlock", "landlock"),
+    ("kvm", "kvm"),
+    ("seccomp notify", "seccomp-notify"),
+];
+
+/// What is said of each word: (word, what it is, what to do).
+#[rustfmt::skip]
+const REFUSED: &[(&str, &str, &str)] = &[
+    ("io_uring", "io_uring rings live in the kernel and cannot be read", "turn io_uring off in the program, or start it in a pod, where it falls back"),
+    ("userfaultfd", "user-handled page faults cannot be carried", "turn userfaultfd off in the program"),
+    ("inotify", "file watches (inotify) cannot be carried yet", "turn file watching off in the program"),
+    ("fanotify", "file watches (fanotify) cannot be carried", "turn file watching off in the program"),
+    ("perf", "performance counters belong to this host", "stop profiling"),
+    ("pidfd", "pidfds cannot be carried yet", "close it in the program"),
+    ("bpf", "BPF objects belong to this host's kernel", "close it in the program"),
+    ("fscontext", "a mount being made cannot be carried", "try again when it is done"),
+    ("landlock", "Landlock rule sets cannot be read", "close it in the program"),
+    ("kvm", "virtual machines cannot be carried", "stop the virtual machine"),
+    ("seccomp-notify", "seccomp listeners cannot be carried", "close it in the program"),
+    ("mptcp", "Multipath TCP sockets cannot be carried", "start it in a pod, where MPTCP looks absent, or turn it off (Go: GODEBUG=multipathtcp=0)"),
+    ("sctp", "SCTP sockets cannot be carried", "use TCP"),
+    ("udplite", "UDP-Lite sockets cannot be carried", "use UDP"),
+    ("raw-socket", "raw IP sockets cannot be carried yet", "close it in the program"),
+    ("ping-socket", "ping sockets cannot be carried yet", "try again when it is closed"),
+    ("netlink-socket", "netlink sockets cannot be carried yet", "try again when it is closed, or close it in the program"),
+    ("packet-socket", "packet sockets are tied to this host's links", "stop the capture"),
+    ("vsock", "vsock connections end at this host's hypervisor", "use TCP"),
+    ("af-alg", "kernel crypto sockets cannot be read", "use a crypto library"),
+    ("af-xdp", "AF_XDP rings are tied to this host's links", "turn AF_XDP off in the program"),
 ];
 
 /// What a description is.
@@ -94,7 +99,7 @@ fn classify(table: &Table, id: FileId) -> Result<Class, Error> {
             b"[timerfd]" => Class::Timer,
             _ => {
                 let name = String::from_utf8_lossy(name);
-                let known = REFUSED.iter().find(|r| name.starts_with(r.0));
+                let known = ANONYMOUS.iter().find(|r| name.starts_with(r.0));
                 Class::Other(known.map_or("kernel-object", |r| r.1))
             }
         });
@@ -142,14 +147,14 @@ fn socket_class(table: &Table, id: FileId) -> Result<Class, Error> {
 
 /// A blocker about a description; empty message and remedy are looked up by its name.
 pub(crate) fn blocker(desc: &Desc, name: &str, message: &str, remedy: &str) -> Blocker {
-    let known = REFUSED.iter().find(|r| r.1 == name);
+    let known = REFUSED.iter().find(|r| r.0 == name);
     let message = match (message, known) {
-        ("", Some(r)) => r.2.to_owned(),
+        ("", Some(r)) => r.1.to_owned(),
         ("", None) => format!("{} ({name}) cannot be carried", desc.shown()),
         (text, _) => text.to_owned(),
     };
     let remedy = match (remedy, known) {
-        ("", Some(r)) => r.3,
+        ("", Some(r)) => r.2,
         ("", None) => "close it in the program, or stop the program that needs it",
         (text, _) => text,
     };
@@ -210,8 +215,8 @@ pub(crate) fn all(table: &Table, ctx: &FdContext, sockets: &Sockets) -> Result<V
         let desc = table.desc(id);
         match one(table, id, ctx, sockets) {
             Ok(blockers) => found.extend(blockers),
-            // Closed since the table was read (the pod runs): nothing to refuse.
-            Err(Error::Fd { source: Errno::EBADF | Errno::ESRCH, .. }) => continue,
+            // Closed since the table was read, or another file by now: the next look will tell.
+            Err(Error::Fd { .. }) if table.running => continue,
             Err(e) => return Err(e),
         }
         // The object table knows which content it cannot carry: ask one that is thrown away.

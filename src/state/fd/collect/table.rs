@@ -96,6 +96,8 @@ pub(crate) struct Table {
     pub entries: Vec<Vec<FdEntry>>,
     /// Descriptions, by [`FileId`].
     pub descs: Vec<Desc>,
+    /// The processes run while they are looked at.
+    pub running: bool,
     /// Ids by inode.
     pub by_inode: HashMap<(u64, u64), Vec<FileId>>,
     groups: HashMap<Key, Vec<FileId>>,
@@ -122,6 +124,7 @@ impl Table {
             procs: procs.to_vec(),
             entries: Vec::with_capacity(procs.len()),
             descs: Vec::new(),
+            running: gone_is_fine,
             by_inode: HashMap::new(),
             groups: HashMap::new(),
             pids: HashMap::new(),

@@ -1,6 +1,6 @@
 //! Files, pipes, counters, timers, epoll sets.
 
-use super::harness::{Again, Clock, FIRST, Holder, Setup, again, make};
+use super::harness::{Again, Clock, FIRST, Holder, Setup, again, dir, make};
 use crate::kernel::descr;
 use crate::state::fd::FileKind;
 use crate::state::object::ObjectKind;
@@ -13,7 +13,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
 
 pub const SETUPS: &[Setup] = &[
     ("pipes", pipes),
@@ -25,18 +24,6 @@ pub const SETUPS: &[Setup] = &[
     ("locks", locks),
     ("many", many),
 ];
-
-fn dir() -> PathBuf {
-    // One directory per test run: the parent's pid, which the child sees as its own parent's.
-    let pid = if std::env::var("PMFDS_CHILD").is_ok() {
-        nix::unistd::getppid().as_raw() as u32
-    } else {
-        std::process::id()
-    };
-    let dir = std::env::temp_dir().join(format!("pmfds-{pid}"));
-    std::fs::create_dir_all(&dir).unwrap();
-    dir
-}
 
 fn flags(fd: impl AsFd) -> i32 {
     descr::flags(fd).unwrap()
@@ -321,10 +308,9 @@ fn many() -> Vec<OwnedFd> {
         .collect()
 }
 
-/// Run by hand (`--ignored --nocapture`): what nine thousand descriptors cost.
+/// With `--nocapture`: what nine thousand descriptors cost.
 #[test]
-#[ignore = "a measurement"]
-fn measure_many() {
+fn thousands_of_descriptors_go_along() {
     let holder = Holder::start("many");
     holder.stop();
     let clock = Clock::start();

@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,15 @@ pub const SETUPS: &[&[Setup]] = &[
 
 /// Number of the first descriptor a child holds.
 pub const FIRST: RawFd = 10_000;
+
+/// A directory of this test's own, the same in its children; gone when the test is.
+pub fn dir() -> PathBuf {
+    thread_local!(static OWN: tempfile::TempDir = tempfile::tempdir().unwrap());
+    match std::env::var_os("PMFDS_DIR") {
+        Some(dir) => dir.into(),
+        None => OWN.with(|dir| dir.path().to_owned()),
+    }
+}
 
 /// Waits until `done` says so, at most ten seconds.
 pub fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
@@ -86,7 +96,12 @@ impl Holder {
 
     fn start_with(setup: &str, mut command: Command) -> Self {
         command.args(["--exact", "state::fd::tests::child", "--nocapture", "--test-threads=1"]);
-        command.env("PMFDS_CHILD", setup).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+        command
+            .env("PMFDS_CHILD", setup)
+            .env("PMFDS_DIR", dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .process_group(0);
         let mut child = command.spawn().unwrap();
         let pid = child.id() as i32;
         let mut out = BufReader::new(child.stdout.take().unwrap());

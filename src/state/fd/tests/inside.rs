@@ -1,6 +1,6 @@
 //! What is done inside processes, channels to the monitor, files that are not there, and looking while all runs.
 
-use super::harness::{Again, FIRST, Holder, Setup, make, try_make, until};
+use super::harness::{Again, FIRST, Holder, Setup, dir, make, try_make, until};
 use crate::kernel::fdinfo::{Extra, FdDir, LockType};
 use crate::kernel::thread::as_user;
 use crate::kernel::{descr, pidfd, sock};
@@ -25,9 +25,7 @@ pub const SETUPS: &[Setup] = &[
 ];
 
 fn path(name: &str) -> std::path::PathBuf {
-    let child = std::env::var("PMFDS_CHILD").is_ok();
-    let pid = if child { nix::unistd::getppid().as_raw() } else { std::process::id() as i32 };
-    std::env::temp_dir().join(format!("pmfds-{name}-{pid}"))
+    dir().join(name)
 }
 
 /// A locked file, a set that watches a signalfd, a socket that sends signals; or the same without all that.
@@ -87,7 +85,6 @@ fn locks_owners_and_signal_sets_are_made_in_the_process() {
     let own = FdDir::open(std::process::id() as i32).unwrap();
     assert_eq!(own.info(a.fd(2).as_raw_fd()).unwrap().extra, Extra::None);
     assert_eq!(descr::flags(a.fd(3)).unwrap() & libc::O_ASYNC, 0);
-    std::fs::remove_file(path("inside")).unwrap();
 }
 
 #[test]
@@ -149,9 +146,6 @@ fn files_that_are_missing_or_different_are_named() {
     std::fs::write(path("gone"), b"").unwrap();
     let made = attempt().unwrap();
     assert!(made.warnings.iter().any(|w| w.contains("log")), "{:?}", made.warnings);
-    for name in ["gone", "grown", "log"] {
-        std::fs::remove_file(path(name)).unwrap();
-    }
 }
 
 fn peercred() -> Vec<OwnedFd> {

@@ -478,10 +478,9 @@ fn udp_sockets_keep_what_came_and_who_sent_it() {
     assert!(matches!(&a.open_file(0).kind, FileKind::Udp(u) if u.groups.len() == 1), "{:?}", a.open_file(0));
 }
 
-/// Run by hand (`--ignored --nocapture`): what a hundred connections cost.
+/// With `--nocapture`: what a hundred connections cost.
 #[test]
-#[ignore = "a measurement"]
-fn measure_a_hundred() {
+fn a_hundred_connections_go_along() {
     let lab = Lab::new();
     let (holder, mut clients) = start(&lab, "tcp-hundred", POD, 100);
     for c in &mut clients {

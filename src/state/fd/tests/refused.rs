@@ -1,6 +1,6 @@
 //! What cannot be carried is named.
 
-use super::harness::{FIRST, Holder, Setup};
+use super::harness::{FIRST, Holder, Setup, dir};
 use crate::kernel::sock;
 use crate::state::fd::collect::Scan;
 use crate::state::fd::{Error, FileId, FileKind, OpenFile, restore};
@@ -9,7 +9,7 @@ use crate::state::unix::UnixSocket;
 use nix::fcntl::OFlag;
 use std::os::fd::{AsFd, OwnedFd};
 
-pub const SETUPS: &[Setup] = &[("refused", refused)];
+pub const SETUPS: &[Setup] = &[("refused", refused), ("urgent", urgent)];
 
 /// What `refused` holds, in order.
 const NAMES: &[&str] = &[
@@ -23,10 +23,11 @@ const NAMES: &[&str] = &[
     "hard-link",
     "tty",
     "deleted-directory",
+    "mptcp",
 ];
 
 fn refused() -> Vec<OwnedFd> {
-    let dir = std::env::temp_dir().join(format!("pmfds-refused-{}", nix::unistd::getppid()));
+    let dir = dir();
     std::fs::create_dir_all(dir.join("gone")).unwrap();
     let open = |name: &str| std::fs::File::create(dir.join(name)).unwrap();
     let replaced = open("replaced");
@@ -61,7 +62,21 @@ fn refused() -> Vec<OwnedFd> {
         linked.into(),
         tty.slave,
         gone.into(),
+        sock::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap(),
     ]
+}
+
+fn urgent() -> Vec<OwnedFd> {
+    let (urgent, sender) = sock::pair(libc::SOCK_STREAM).unwrap();
+    sock::send(&sender, b"!", &[], None, None, libc::MSG_OOB).unwrap();
+    vec![urgent, sender]
+}
+
+#[test]
+fn an_out_of_band_byte_is_named() {
+    let blockers = Holder::start("urgent").blockers();
+    assert_eq!(blockers.len(), 1, "{blockers:#?}");
+    assert_eq!((blockers[0].kind.as_str(), blockers[0].fd), ("urgent-data", Some(FIRST)));
 }
 
 #[test]

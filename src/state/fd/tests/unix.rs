@@ -1,6 +1,6 @@
 //! Unix sockets: pairs, names, listeners, queues with descriptors in them.
 
-use super::harness::{Again, FIRST, Holder, Setup, again, make};
+use super::harness::{Again, FIRST, Holder, Setup, again, dir, make};
 use crate::kernel::sock::{self, Ucred};
 use crate::state::fd::restore::place;
 use crate::state::fd::{FileId, FileKind};
@@ -12,7 +12,6 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::path::PathBuf;
 
 pub const SETUPS: &[Setup] = &[
     ("unix-pairs", pairs),
@@ -21,14 +20,6 @@ pub const SETUPS: &[Setup] = &[
     ("unix-orphans", orphans),
     ("unix-outside", outside),
 ];
-
-fn dir() -> PathBuf {
-    let parent = nix::unistd::getppid().as_raw();
-    let pid = if std::env::var("PMFDS_CHILD").is_ok() { parent } else { std::process::id() as i32 };
-    let dir = std::env::temp_dir().join(format!("pmfds-unix-{pid}"));
-    std::fs::create_dir_all(&dir).unwrap();
-    dir
-}
 
 fn socket(kind: i32) -> OwnedFd {
     sock::socket(libc::AF_UNIX, kind, 0).unwrap()
@@ -138,9 +129,6 @@ fn path(name: &str) -> Vec<u8> {
 
 fn names() -> Vec<OwnedFd> {
     std::env::set_current_dir(dir()).unwrap();
-    for name in ["server", "relative", "gone"] {
-        let _ = std::fs::remove_file(dir().join(name));
-    }
     let server = bound(libc::SOCK_STREAM, &path("server"));
     std::fs::set_permissions(dir().join("server"), PermissionsExt::from_mode(0o641)).unwrap();
     nix::unistd::chown(&dir().join("server"), Some(21.into()), Some(43.into())).unwrap();
@@ -219,7 +207,6 @@ fn datagrams() -> Vec<OwnedFd> {
     sock::connect(&connected, &to).unwrap();
     sock::send(&sender, b"named", &[], None, Some(&to), 0).unwrap();
     say(&connected, "unnamed");
-    let _ = std::fs::remove_file(dir().join("left"));
     let left = bound(libc::SOCK_DGRAM, &path("left"));
     sock::send(&left, b"who left", &[], None, Some(&to), 0).unwrap();
     drop(left);
@@ -236,7 +223,12 @@ fn datagrams() -> Vec<OwnedFd> {
 
 #[test]
 fn datagrams_keep_their_senders() {
-    let a = again("unix-datagrams");
+    let holder = Holder::start("unix-datagrams");
+    let (collected, objects) = holder.collect();
+    drop(holder);
+    // A namespace of this test's own from here on: abstract names are free there, as on another host.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    let a = make(collected, &objects, &HashMap::new(), || {});
     let me = std::process::id();
     let mut seen = vec![];
     for _ in 0..3 {
@@ -256,7 +248,6 @@ fn datagrams_keep_their_senders() {
     let client = socket(libc::SOCK_SEQPACKET);
     sock::connect(&client, &sock::name(a.fd(6), false).unwrap()).unwrap();
     sock::accept(a.fd(6)).unwrap();
-    std::fs::remove_file(dir().join("left")).unwrap();
 }
 
 fn orphans() -> Vec<OwnedFd> {

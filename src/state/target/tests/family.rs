@@ -75,6 +75,40 @@ fn zombies_keep_their_status() {
     assert_eq!(pod.cgroup.procs().unwrap(), [pod.init]);
 }
 
+/// A mapping is where it was, with its protection, attributes and offset.
+fn lies_as(v: &crate::state::mm::Vma, records: &[maps::Record<'_>], text: &[u8]) {
+    use VmaFlags as F;
+    let found = records.iter().find(|r| r.line.range == v.range);
+    let found =
+        found.unwrap_or_else(|| panic!("{:?} is not there:\n{}", v.range, String::from_utf8_lossy(text)));
+    let perms = found.line.perms;
+    let flags = [
+        (perms.read(), F::READ),
+        (perms.write(), F::WRITE),
+        (perms.exec(), F::EXEC),
+        (perms.shared(), F::SHARED),
+    ];
+    for (set, flag) in flags {
+        assert_eq!(set, v.flags.contains(flag), "{v:?}");
+    }
+    for (theirs, ours) in [
+        (maps::VmFlags::GROWSDOWN, F::GROWSDOWN),
+        (maps::VmFlags::NORESERVE, F::NORESERVE),
+        (maps::VmFlags::DONTFORK, F::DONTFORK),
+        (maps::VmFlags::NOHUGEPAGE, F::NOHUGEPAGE),
+        (maps::VmFlags::DONTDUMP, F::DONTDUMP),
+    ] {
+        let special = matches!(v.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock);
+        assert!(special || found.flags.contains(theirs) == v.flags.contains(ours), "{v:?} {:?}", found.flags);
+    }
+    match v.backing {
+        Backing::File { offset, .. } | Backing::Object { offset, .. } => {
+            assert_eq!(found.line.offset, offset)
+        }
+        _ => {}
+    }
+}
+
 #[test]
 fn mappings_lie_where_they_lay() {
     let pod = Pod::new();
@@ -119,39 +153,7 @@ fn mappings_lie_where_they_lay() {
     let records = maps::parse_smaps(&text).unwrap();
     let scratch = builder.slot.unwrap();
     for v in &t.mms[0].vmas {
-        let found = records.iter().find(|r| r.line.range == v.range);
-        let found = found
-            .unwrap_or_else(|| panic!("{:?} is not there:\n{}", v.range, String::from_utf8_lossy(&text)));
-        let perms = found.line.perms;
-        let flags = [
-            (perms.read(), F::READ),
-            (perms.write(), F::WRITE),
-            (perms.exec(), F::EXEC),
-            (perms.shared(), F::SHARED),
-        ];
-        for (set, flag) in flags {
-            assert_eq!(set, v.flags.contains(flag), "{v:?}");
-        }
-        for (theirs, ours) in [
-            (maps::VmFlags::GROWSDOWN, F::GROWSDOWN),
-            (maps::VmFlags::NORESERVE, F::NORESERVE),
-            (maps::VmFlags::DONTFORK, F::DONTFORK),
-            (maps::VmFlags::NOHUGEPAGE, F::NOHUGEPAGE),
-            (maps::VmFlags::DONTDUMP, F::DONTDUMP),
-        ] {
-            let special = matches!(v.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock);
-            assert!(
-                special || found.flags.contains(theirs) == v.flags.contains(ours),
-                "{v:?} {:?}",
-                found.flags
-            );
-        }
-        match v.backing {
-            Backing::File { offset, .. } | Backing::Object { offset, .. } => {
-                assert_eq!(found.line.offset, offset)
-            }
-            _ => {}
-        }
+        lies_as(v, &records, &text);
     }
     let ours = AddrRange::new(scratch.code(), scratch.area().end);
     let others: Vec<_> = records

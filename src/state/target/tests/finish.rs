@@ -15,19 +15,19 @@ use crate::state::timer::{Itimer, PosixTimer, Timers};
 use std::os::fd::OwnedFd;
 
 /// `inc qword [rbx]; jmp`: counts at rbx for ever.
-const COUNT: [u8; 5] = [0x48, 0xff, 0x03, 0xeb, 0xfb];
+pub(super) const COUNT: [u8; 5] = [0x48, 0xff, 0x03, 0xeb, 0xfb];
 /// `mov eax, 34; syscall; jmp`: pause(2) for ever.
-const PAUSE: [u8; 9] = [0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7];
-const COUNT_AT: u64 = CODE + 0x100;
-const PAUSE_AT: u64 = CODE + 0x200;
+pub(super) const PAUSE: [u8; 9] = [0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7];
+pub(super) const COUNT_AT: u64 = CODE + 0x100;
+pub(super) const PAUSE_AT: u64 = CODE + 0x200;
 /// Counters, 8 bytes each; robust lists and the like further up.
-const DATA: u64 = 0x2000_0000;
+pub(super) const DATA: u64 = 0x2000_0000;
 
-fn data_page() -> Vma {
+pub(super) fn data_page() -> Vma {
     vma(DATA, 4, VmaFlags::READ | VmaFlags::WRITE, Backing::Anon)
 }
 
-fn thread(tid: i32, rip: u64, rbx: u64, xstate: &[u8]) -> ThreadState {
+pub(super) fn thread(tid: i32, rip: u64, rbx: u64, xstate: &[u8]) -> ThreadState {
     let regs = Regs {
         rip,
         rbx,
@@ -59,7 +59,7 @@ fn root() -> Cred {
     }
 }
 
-fn process(pid: i32, threads: Vec<ThreadState>) -> ProcessState {
+pub(super) fn process(pid: i32, threads: Vec<ThreadState>) -> ProcessState {
     ProcessState {
         pid,
         threads,
@@ -163,7 +163,7 @@ fn bits(signals: &[i32]) -> String {
     format!("{:016x}", signals.iter().fold(0u64, |set, n| set | 1 << (n - 1)))
 }
 
-fn state_of(procs: Vec<ProcessState>) -> PodState {
+pub(super) fn state_of(procs: Vec<ProcessState>) -> PodState {
     PodState { procs, last_pid: 77, ..PodState::default() }
 }
 

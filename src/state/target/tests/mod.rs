@@ -3,6 +3,7 @@
 mod family;
 mod finish;
 mod round;
+mod update;
 
 use super::{Builder, TargetCtx};
 use crate::base::AddrRange;
@@ -127,7 +128,9 @@ impl Pod {
     /// A program the pod's processes can map: a file of a few pages.
     fn program(&self) -> MappedFile {
         let path = self.dir.path().join("program");
-        std::fs::copy(self.dir.path().join("init"), &path).unwrap();
+        if !path.exists() {
+            std::fs::copy(self.dir.path().join("init"), &path).unwrap();
+        }
         mapped_file(&path)
     }
 }

@@ -60,19 +60,22 @@ fn copy_object(from: &OwnedFd, to: &OwnedFd, size: u64) {
     to.write_all_at(&bytes, 0).unwrap();
 }
 
-/// Moves everything in `from` to `to`; its output goes to `output` there. Returns what it took.
-fn carry(
-    from: Pod,
-    ports: Vec<(Port, (u64, u64))>,
-    to: &Pod,
-    output: OwnedFd,
-) -> Vec<(&'static str, Duration)> {
+/// What came of it.
+struct Carried {
+    stages: Vec<(&'static str, Duration)>,
+    /// Mappings of process 2 when it was stopped.
+    maps: Vec<(u64, u64, String)>,
+}
+
+/// Moves everything in `from` to `to`; its output goes to `output` there.
+fn carry(from: Pod, ports: Vec<(Port, (u64, u64))>, to: &Pod, output: OwnedFd) -> Carried {
     let view = PodView { init: from.init, cgroup: from.freezer(), ports, walled: false, tracked: false };
     let mut source = Source::new(view).unwrap();
     assert_eq!(source.preflight().unwrap(), vec![]);
     source.prepare().unwrap();
     let tasks = PodTasks { cgroup: from.freezer(), init: from.init };
     let mut stopped = freeze::stop_all(&tasks).unwrap();
+    let maps = shown(&from.freezer(), 2);
     let (tree, hosts) = source.tree(&mut stopped).unwrap();
     let state = source.collect(&stopped, &mut |_| Ok(())).unwrap().state;
     let handles = source.handles().unwrap();
@@ -106,7 +109,7 @@ fn carry(
     drop(from);
     let root = File::open(format!("/proc/{}/root", to.init)).unwrap();
     crate::state::fd::restore::place(&root, &finished.socket_files).unwrap();
-    stages
+    Carried { stages, maps }
 }
 
 /// A pod with the victim in it that is ready, and where its output comes out.
@@ -149,7 +152,7 @@ fn a_program_with_one_of_everything_goes_on_whole() {
         let mut to = Pod::new();
         let (mut told, output) = pipe();
         let st = nix::sys::stat::fstat(&output).unwrap();
-        let stages = carry(pod, ports, &to, output);
+        let stages = carry(pod, ports, &to, output).stages;
         eprintln!("round {round}: {stages:?}");
         to.freezer().thaw().unwrap();
         if round == 3 {
@@ -167,34 +170,26 @@ fn a_program_with_one_of_everything_goes_on_whole() {
 fn the_address_space_looks_the_same() {
     let (mut pod, ports, _told) = victim();
     let _files = std::mem::replace(&mut pod.dir, tempfile::tempdir().unwrap());
-    let shown = |freezer: &Freezer| {
-        let text = std::fs::read_to_string(format!("/proc/{}/maps", host_pid(freezer, 2))).unwrap();
-        let lines = text.lines().map(|l| {
-            let mut fields = l.split_ascii_whitespace();
-            let (range, perms) = (fields.next().unwrap(), fields.next().unwrap());
-            let name = fields.nth(3).unwrap_or("").to_owned();
-            (range.to_owned(), format!("{perms} {name}"))
-        });
-        let mut all: Vec<(u64, u64, String)> = Vec::new();
-        for (range, what) in lines {
-            let (start, end) = range.split_once('-').unwrap();
-            let (start, end) =
-                (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
-            match all.last_mut() {
-                // Once written, a mapping does not merge with a neighbour that was not; here both are new.
-                Some(last) if last.1 == start && last.2 == what => last.1 = end,
-                _ => all.push((start, end, what)),
-            }
-        }
-        all
-    };
-    let (r, output) = pipe();
+    let (_read, output) = pipe();
     let to = Pod::new();
-    // Its heap and stacks no longer change.
-    pod.freezer().freeze().unwrap();
-    let before = shown(&pod.freezer());
-    pod.freezer().thaw().unwrap();
-    carry(pod, ports, &to, output);
-    assert_eq!(shown(&to.freezer()), before);
-    drop(r);
+    let before = carry(pod, ports, &to, output).maps;
+    assert_eq!(shown(&to.freezer(), 2), before);
+}
+
+/// Mappings of a process of a pod: (start, end, protection and name).
+fn shown(pod: &Freezer, pid: i32) -> Vec<(u64, u64, String)> {
+    let text = std::fs::read_to_string(format!("/proc/{}/maps", host_pid(pod, pid))).unwrap();
+    let mut all: Vec<(u64, u64, String)> = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next().unwrap().split_once('-').unwrap();
+        let (start, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+        let what = format!("{} {}", fields.next().unwrap(), fields.nth(3).unwrap_or(""));
+        match all.last_mut() {
+            // Once written, a mapping does not merge with a neighbour that was not; where both are new it does.
+            Some(last) if last.1 == start && last.2 == what => last.1 = end,
+            _ => all.push((start, end, what)),
+        }
+    }
+    all
 }

@@ -209,6 +209,9 @@ int main(int argc, char **argv) {
     pthread_sigmask(SIG_SETMASK, &all, &old);
     pthread_t t;
     for (long n = 0; n < THREADS; n++) pthread_create(&t, 0, worker, (void *)n);
+    /* Each has its arena by then: the address space no longer changes. */
+    for (long n = 0; n < THREADS; n++)
+        while (!atomic_load(&turns[n])) sched_yield();
     pthread_create(&t, 0, sleeper, 0);
     pthread_create(&t, 0, waiter, 0);
     pthread_create(&t, 0, dozer, 0);
