@@ -144,7 +144,7 @@ impl LivePod {
         match made {
             Ok((init, socket)) => Self::with_netns(init, socket, cgroup, clocks),
             Err(f) => {
-                let _ = cgroup.kill_all().and_then(|()| cgroup.remove());
+                let _ = cgroup.kill_all().and_then(|()| cgroup.remove_with_parent());
                 Err(f)
             }
         }
@@ -155,7 +155,7 @@ impl LivePod {
         match File::open(&path) {
             Ok(netns) => Ok(LivePod { init, socket, cgroup, clocks, netns: netns.into() }),
             Err(e) => {
-                let _ = cgroup.kill_all().and_then(|()| cgroup.remove());
+                let _ = cgroup.kill_all().and_then(|()| cgroup.remove_with_parent());
                 reap(&init);
                 Err(Failure::new(
                     Kind::Failed,

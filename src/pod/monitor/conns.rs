@@ -198,6 +198,14 @@ impl Monitor {
     }
 
     fn request(&mut self, conn: ConnId, request: Request, fds: Vec<OwnedFd>) {
+        // The record is no longer ours, the pod may be another monitor's already.
+        if self.over && !matches!(request, Request::Info) {
+            let ended = matches!(request, Request::Stop { .. } | Request::Kill);
+            let name = self.record.spec.name.as_str();
+            let outcome =
+                if ended { Ok(()) } else { Err(Failure::new(Kind::Failed, name, "the pod has ended")) };
+            return self.answer(conn, outcome);
+        }
         match request {
             Request::Info => {
                 let info = self.info();

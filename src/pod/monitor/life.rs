@@ -6,6 +6,7 @@ use crate::base::spec::{Restart, StartType};
 use crate::base::{Failure, Kind};
 use crate::kernel::cgroup::Cgroup;
 use crate::kernel::clone;
+use crate::kernel::pidfd::PidFd;
 use crate::net;
 use crate::pod::proto::{Event, Message};
 use crate::pod::store::{ProcId, Status};
@@ -138,7 +139,7 @@ impl Monitor {
     fn run_cmd(&mut self) -> Result<(), Failure> {
         // Before, not when it is known to run: its first output may be read by then.
         self.life.begun = Timestamp::now();
-        self.spawn_cmd(self.life.foreground, self.life.size)
+        self.spawn_cmd(self.life.foreground && self.stdio.has_caller_input(), self.life.size)
     }
 
     /// Makes the surroundings and attaches the network; on failure nothing is left of them.
@@ -510,7 +511,7 @@ impl Monitor {
         }
     }
 
-    /// A signal to CMD; where CMD has left processes behind (`forking`), to the children of pid 1.
+    /// A signal to CMD; where CMD has left processes behind (`forking`), to the children of pid 1 but those of `exec`.
     pub(super) fn signal(&mut self, signal: i32) -> Result<(), Failure> {
         let name = self.record.spec.name.clone();
         let refuse = |text: String| Failure::new(Kind::Failed, name.as_str(), text);
@@ -528,8 +529,10 @@ impl Monitor {
         let init = pod.init.pid;
         let text = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap_or_default();
         let mut any = false;
+        let sessions = self.spawns.session_pids();
         for pid in text.split_whitespace().filter_map(|p| p.parse::<i32>().ok()) {
-            any |= clone::pidfd_open(pid).is_ok_and(|fd| clone::pidfd_signal(&fd, signal).is_ok());
+            let other = !sessions.contains(&pid);
+            any |= other && PidFd::open(pid).is_ok_and(|fd| clone::pidfd_signal(&fd, signal).is_ok());
         }
         if any { Ok(()) } else { Err(refuse("no process of the pod took the signal".to_owned())) }
     }

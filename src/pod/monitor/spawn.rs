@@ -100,6 +100,11 @@ impl Spawns {
         self.sessions.values().flat_map(|s| s.ports.iter().copied()).collect()
     }
 
+    /// Host pids of the sessions' commands.
+    pub(super) fn session_pids(&self) -> Vec<i32> {
+        self.sessions.values().filter_map(|s| Some(s.process.as_ref()?.host_pid)).collect()
+    }
+
     /// Everything of a pod that ended; the sessions that were killed with it, and who waits for their end.
     pub(super) fn clear(&mut self) -> Vec<(u32, ConnId)> {
         self.orders.clear();

@@ -204,6 +204,11 @@ impl Stdio {
         }
     }
 
+    /// Whether a caller may still write: without one, a pipe for the input would have no end.
+    pub(super) fn has_caller_input(&self) -> bool {
+        self.attached.values().any(|a| a.stdin.is_some())
+    }
+
     /// Whether a caller still has bytes to come.
     pub(super) fn delivering(&self) -> bool {
         self.attached.values().flat_map(|a| &a.sinks).any(|s| s.fd.is_some() && !s.waiting.is_empty())
