@@ -12,6 +12,7 @@ use crate::pod::moving;
 use crate::pod::proto;
 use crate::pod::store::{Places, Record, Store, make_dir};
 use crate::sandbox::{self, space::Clocks};
+use crate::state::fd::Port;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -81,7 +82,7 @@ pub(super) enum Token {
     Init,
     InitEnd,
     Spawn(u32),
-    Output(usize),
+    Output(Port),
     Input,
     CallerInput(u64),
     CallerOutput(u64, usize),
@@ -258,8 +259,7 @@ impl Monitor {
                     return;
                 }
             };
-            // Outputs from the last to the first: a closed one is removed from its list.
-            for (token, flags) in events.into_iter().rev() {
+            for (token, flags) in events {
                 self.dispatch(token, flags, signals);
             }
             if !self.over {
@@ -323,7 +323,7 @@ impl Monitor {
             Token::Init => self.on_init(),
             Token::InitEnd => self.on_init_end(),
             Token::Spawn(id) => self.on_spawn(id),
-            Token::Output(i) => self.stdio.on_output(i),
+            Token::Output(port) => self.stdio.on_output(port),
             Token::Input => self.stdio.on_input(),
             Token::CallerInput(conn) => self.stdio.on_caller_input(conn),
             Token::CallerOutput(conn, i) => {
