@@ -332,7 +332,8 @@ fn own_and_read_only_directories() {
     host.ended("dirs");
     let log = host.log("dirs");
     assert!(
-        log.starts_with("own\n")
+        log.starts_with("0\n")
+            && log.contains("own\n")
             && log.contains("x")
             && log.contains("Read-only file system")
             && log.contains("755\n"),
