@@ -337,7 +337,7 @@ fn killed_at_random_moments() {
         };
         // Half of them where it matters most; each victim gets both.
         let cycle = victims.len() as u64;
-        let at = if (n + n / cycle) % 2 == 0 {
+        let at = if (n + n / cycle).is_multiple_of(2) {
             Moment::Frozen(below(&mut random, standing))
         } else {
             Moment::Started(below(&mut random, typical))

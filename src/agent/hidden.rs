@@ -47,13 +47,17 @@ pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
     })
 }
 
-/// Out of the control group of the monitor that started us, which is removed when its pod ends.
+/// Out of the control group of the monitor that started us, which is removed when its pod ends, and open to signals.
 fn leave_group() {
-    use crate::kernel::cgroup::{Cgroup, Hierarchies};
-    if let Ok(h) = Hierarchies::detect()
-        && let Ok(root) = Cgroup::open(&h, std::path::Path::new(""))
-    {
-        let _ = root.add(0);
+    // The monitor takes its signals by a descriptor and so has them blocked; we do not.
+    let _ = nix::sys::signal::SigSet::all().thread_unblock();
+    // Every hierarchy that is mounted in the usual places, v1 and v2; what is not there is not left.
+    let below = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path());
+    for root in below.chain([PathBuf::from("/sys/fs/cgroup")]) {
+        let _ = std::fs::OpenOptions::new()
+            .write(true)
+            .open(root.join("cgroup.procs"))
+            .and_then(|mut f| std::io::Write::write_all(&mut f, b"0"));
     }
 }
 

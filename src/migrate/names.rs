@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Between two tries, growing up to the second figure.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// How long an update is tried before it is given up (the next event of the pod starts anew).
-const GIVE_UP: Duration = Duration::from_secs(24 * 3600);
+const GIVE_UP: Duration = Duration::from_secs(600);
 
 /// What became of an update.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,7 +84,7 @@ pub fn follow(store: &Store, id: &PodId, ended: Option<Record>) -> Result<(), Fa
     let updater = Updater::new(&config)?;
     let start = Instant::now();
     let mut pause = AGAIN.0;
-    while start.elapsed() < GIVE_UP {
+    while start.elapsed() < GIVE_UP && store.places.var.exists() {
         // Looked up each time: the pod may have moved on or come back meanwhile.
         let record = store.get(id)?.or_else(|| ended.clone());
         let Some(record) = record else { return Ok(()) };

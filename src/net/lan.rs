@@ -26,8 +26,8 @@ pub(super) fn attach(
         let host_if = host_if_name(id);
         // A bridge without a fixed address takes the lowest of its ports': a port that comes or goes must not change it,
         // or the neighbours of the host lose it until they ask again.
-        let [_, a, b, c, d, e] = mac;
-        make_veth(netns, mac, &host_if, Some([0xfe, a, b, c, d, e]), parent.mtu)?;
+        let [_, _, b, c, d, e] = mac;
+        make_veth(netns, mac, &host_if, Some([0xfe, 0xff, b, c, d, e]), parent.mtu)?;
         Link::new(id, spec, Shape::Port { host_if, bridge: on.to_owned() })
     } else {
         let eth0 = End { name: POD_IF, mac: Some(mac), index: Some(POD_IFINDEX), netns: Some(netns) };

@@ -105,13 +105,18 @@ fn content_stays_where_the_memory_stays() {
     assert_eq!(family_of(pod.init, 9), Some(('Z', 5, 9, 5)));
     assert_eq!(family_of(pod.init, 8).map(|(_, ppid, pgid, sid)| (ppid, pgid, sid)), Some((7, 7, 5)));
 
-    // And it can be finished and run.
+    runs_when_finished(builder, &pod, &second, after.pids.values().copied().collect(), host);
+}
+
+/// It can be finished and run.
+fn runs_when_finished(mut builder: Builder, pod: &Pod, second: &Tree, hosts: Vec<i32>, host: i32) {
+    let write = |host: i32, at: u64, text: &[u8]| Mem::open(host).unwrap().write(at, text).unwrap();
     let xstate = builder.bodies[&5].threads[0].1.xstate().unwrap();
-    for host in after.pids.values() {
-        write(*host, PAUSE_AT, &PAUSE);
+    for host in hosts {
+        write(host, PAUSE_AT, &PAUSE);
     }
     let procs = [5, 7, 8].map(|pid| process(pid, vec![thread(pid, PAUSE_AT, 0, &xstate)]));
-    builder.finish(&second, &state_of(procs.into())).unwrap();
+    builder.finish(second, &state_of(procs.into())).unwrap();
     builder.detach_frozen().unwrap();
     pod.freezer().thaw().unwrap();
     until("it sleeps in pause(2)", || {
