@@ -2,7 +2,7 @@
 
 use super::spawn::{Started, shell_status};
 use super::{LivePod, Monitor, complain};
-use crate::base::spec::{Restart, StartType};
+use crate::base::spec::{NetMode, Restart, StartType};
 use crate::base::{Failure, Kind};
 use crate::kernel::cgroup::Cgroup;
 use crate::kernel::clone;
@@ -99,6 +99,11 @@ impl Life {
     /// Whether the pod is on its way out.
     pub(super) fn ending(&self) -> bool {
         self.ending.is_some()
+    }
+
+    /// Whether somebody asked for the end.
+    pub(super) fn end_wanted(&self) -> bool {
+        self.end_wanted
     }
 
     /// When the loop has to wake up.
@@ -343,14 +348,19 @@ impl Monitor {
     }
 
     /// No process is left and none will be. Who waits for the pod's end hears of it before the network is cleared
-    /// away, which takes the kernel a while, unless ports are published there, which the next pod may want at once.
+    /// away, which takes the kernel a while, unless there are ports or an address that the next pod may want at once.
     fn end_for_good(&mut self, status: i32) {
         self.life.restart_at = None;
         self.conns.close_listener();
         (self.record.init_pid, self.record.cmd_pid, self.record.monitor) = (None, None, None);
         (self.record.exit_status, self.record.ended) = (Some(status), Some(Timestamp::now()));
         self.record.status = Status::Exited;
-        if self.record.spec.net.publish.is_empty() {
+        let wanted_again = match self.record.spec.net.mode {
+            NetMode::Nat => !self.record.spec.net.publish.is_empty(),
+            NetMode::Lan(_) => true,
+            NetMode::Host | NetMode::None => false,
+        };
+        if !wanted_again {
             self.tell_end(status);
             self.clear_away();
         } else {

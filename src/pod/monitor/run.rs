@@ -10,7 +10,7 @@ use super::{Monitor, complain};
 use crate::base::{Failure, Kind, PodId};
 use crate::pod::moving;
 use crate::pod::proto;
-use crate::pod::store::{Places, Record, Store, make_dir};
+use crate::pod::store::{Places, Record, Status, Store, make_dir};
 use crate::sandbox::{self, space::Clocks};
 use crate::state::fd::Port;
 use nix::errno::Errno;
@@ -272,6 +272,7 @@ impl Monitor {
             if !self.over {
                 moving::tick(self);
             }
+            self.take_up();
         }
     }
 
@@ -281,7 +282,8 @@ impl Monitor {
         self.conns.interests(&mut set);
         self.spawns.interests(&mut set);
         self.stdio.interests(&mut set);
-        if let Some(pod) = &self.pod {
+        // In doubt, its end here would say nothing about the pod: it is looked at once the doubt is over.
+        if let Some(pod) = self.pod.as_ref().filter(|_| self.record.status != Status::InDoubt) {
             set.push((pod.socket.as_fd(), PollFlags::POLLIN, Token::Init));
             set.push((pod.init.pidfd.as_fd(), PollFlags::POLLIN, Token::InitEnd));
         }
@@ -314,9 +316,7 @@ impl Monitor {
         match token {
             Token::Signals => {
                 while let Ok(Some(_)) = signals.read_signal() {}
-                if !self.over {
-                    self.stop(Instant::now() + STOP);
-                }
+                self.told_to_end(STOP);
             }
             Token::Listener => self.on_listener(),
             Token::Conn(id) => self.on_conn(id, flags),
