@@ -75,14 +75,6 @@ fn alone() -> io::Result<()> {
     Ok(())
 }
 
-/// A descriptor for process `pid` (pidfd_open(2)), close-on-exec.
-pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: plain numbers.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
-    // SAFETY: the kernel just made this descriptor; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?) })
-}
-
 /// Sends a signal to the process a pidfd names (pidfd_send_signal(2)); ESRCH when it has been reaped.
 pub fn pidfd_signal(pidfd: impl AsFd, signal: i32) -> Result<(), Errno> {
     let fd = pidfd.as_fd().as_raw_fd();
@@ -281,7 +273,7 @@ unsafe fn enter_groups(groups: &[CString]) -> RawFd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
+    use crate::kernel::pidfd::PidFd;
 
     #[test]
     fn a_detached_program_has_what_it_was_given_and_nothing_else() {
@@ -313,7 +305,7 @@ mod tests {
     #[test]
     fn a_pidfd_signals_its_process() {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
-        let fd = pidfd_open(child.id().cast_signed()).unwrap();
+        let fd = OwnedFd::from(PidFd::open(child.id().cast_signed()).unwrap());
         pidfd_signal(&fd, libc::SIGKILL).unwrap();
         child.wait().unwrap();
         assert_eq!(pidfd_signal(&fd, 0).unwrap_err(), Errno::ESRCH);

@@ -1,7 +1,7 @@
 //! `pidfd_open(2)` and `pidfd_getfd(2)`: a handle to a process, and descriptors borrowed from it.
 
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// A handle to one process, proof against reuse of its pid.
 #[derive(Debug)]
@@ -25,6 +25,18 @@ impl PidFd {
         let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.fd.as_raw_fd(), fd, 0) })?;
         // SAFETY: just made (O_CLOEXEC by the kernel), nobody else has it.
         Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    }
+}
+
+impl From<PidFd> for OwnedFd {
+    fn from(p: PidFd) -> OwnedFd {
+        p.fd
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::Error;
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::OwnedFd;
@@ -72,6 +72,10 @@ pub fn make(wanted: &Mounts) -> Result<Kept, Error> {
     umask(Mode::empty());
     let all = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(None::<&str>, "/", None::<&str>, all, None::<&str>).map_err(failed("/"))?;
+    // Read while the host's `/proc` is there: it shows our own mounts.
+    let before = mount_table();
+    let log = log_socket();
+    drop_hosts(&before, wanted.privileged);
     new("proc", "/proc", NOTHING, None)?;
     let last_pid = OpenOptions::new()
         .write(true)
@@ -80,8 +84,8 @@ pub fn make(wanted: &Mounts) -> Result<Kept, Error> {
         .ok()
         .map(OwnedFd::from);
     let read_only = if wanted.privileged { MsFlags::empty() } else { MsFlags::MS_RDONLY };
-    sys(read_only)?;
-    dev(wanted.privileged)?;
+    sys(&before, read_only)?;
+    dev(wanted.privileged, log.as_deref())?;
     if !wanted.privileged {
         for path in MASKED {
             mask(path)?;
@@ -150,8 +154,8 @@ fn make_read_only(path: &str) -> Result<(), Error> {
 }
 
 /// `/sys` of the pod's own network namespace, and in it the cgroup tree from the pod's own group down.
-fn sys(read_only: MsFlags) -> Result<(), Error> {
-    let groups = cgroup_mounts();
+fn sys(before: &[Mount], read_only: MsFlags) -> Result<(), Error> {
+    let groups = cgroup_mounts(before);
     new("sysfs", "/sys", NOTHING | read_only, None)?;
     for (path, kind, options) in groups {
         let path = path.as_str();
@@ -168,24 +172,48 @@ fn sys(read_only: MsFlags) -> Result<(), Error> {
     Ok(())
 }
 
-/// The host's cgroup mounts below `/sys/fs/cgroup` that tell a program its limits: (path, type, controller).
-fn cgroup_mounts() -> Vec<(String, String, Option<String>)> {
-    const TELLING: [&str; 6] = ["cpu", "cpuacct", "cpu,cpuacct", "memory", "pids", "cpuset"];
+/// A mount as `/proc/self/mountinfo` has it.
+struct Mount {
+    path: String,
+    kind: String,
+}
+
+fn mount_table() -> Vec<Mount> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    // Our own /proc is mounted already: `self` is pid 1, whose mounts these are.
-    let mut found: Vec<(String, String, Option<String>)> = Vec::new();
-    for line in text.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let Some(dash) = fields.iter().position(|f| *f == "-") else { continue };
-        let (Some(path), Some(kind)) = (fields.get(4), fields.get(dash + 1)) else { continue };
-        if !path.starts_with("/sys/fs/cgroup") {
-            continue;
+    let parse = |line: &str| {
+        let (left, right) = line.split_once(" - ")?;
+        let path = left.split(' ').nth(4)?.to_owned();
+        Some(Mount { path, kind: right.split(' ').next()?.to_owned() })
+    };
+    text.lines().filter_map(parse).collect()
+}
+
+/// Lets go of mounts that are the host's own affair: what the pod gets its own of (no privilege brings it back), and
+/// handles on namespaces, which would live as long as the pod. Best effort: what stays is covered.
+fn drop_hosts(before: &[Mount], privileged: bool) {
+    let mut gone = vec!["/proc", "/sys"];
+    if !privileged {
+        gone.push("/dev");
+    }
+    gone.extend(before.iter().filter(|m| m.kind == "nsfs").map(|m| m.path.as_str()));
+    for path in gone {
+        // One may lie over another.
+        for _ in 0..before.iter().filter(|m| m.path == path).count() {
+            let _ = umount2(path, MntFlags::MNT_DETACH);
         }
-        let name = path.rsplit('/').next().unwrap_or_default();
-        match *kind {
-            "tmpfs" | "cgroup2" => found.push(((*path).to_owned(), (*kind).to_owned(), None)),
+    }
+}
+
+/// The host's cgroup mounts below `/sys/fs/cgroup` that tell a program its limits: (path, type, controller).
+fn cgroup_mounts(before: &[Mount]) -> Vec<(String, String, Option<String>)> {
+    const TELLING: [&str; 6] = ["cpu", "cpuacct", "cpu,cpuacct", "memory", "pids", "cpuset"];
+    let mut found = Vec::new();
+    for m in before.iter().filter(|m| m.path.starts_with("/sys/fs/cgroup")) {
+        let name = m.path.rsplit('/').next().unwrap_or_default();
+        match m.kind.as_str() {
+            "tmpfs" | "cgroup2" => found.push((m.path.clone(), m.kind.clone(), None)),
             "cgroup" if TELLING.contains(&name) => {
-                found.push(((*path).to_owned(), "cgroup".to_owned(), Some(name.to_owned())));
+                found.push((m.path.clone(), m.kind.clone(), Some(name.to_owned())));
             }
             _ => {}
         }
@@ -194,12 +222,11 @@ fn cgroup_mounts() -> Vec<(String, String, Option<String>)> {
 }
 
 /// `/dev` and what is mounted in it.
-fn dev(privileged: bool) -> Result<(), Error> {
+fn dev(privileged: bool, log: Option<&Path>) -> Result<(), Error> {
     if !privileged {
-        let log = log_socket();
         new("tmpfs", "/dev", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, Some("mode=755,size=64k"))?;
         nodes()?;
-        if let Some((target, true)) = &log {
+        if let Some(target) = log {
             let _ = symlink(target, "/dev/log");
         }
     }
@@ -237,11 +264,10 @@ fn nodes() -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the host's `/dev/log` leads, and whether that is outside `/dev` (then a link there serves the pod too).
-fn log_socket() -> Option<(PathBuf, bool)> {
+/// Where the host's `/dev/log` leads, if outside `/dev`: then a link there serves the pod too.
+fn log_socket() -> Option<PathBuf> {
     let target = fs::read_link("/dev/log").ok()?;
-    let outside = target.is_absolute() && !target.starts_with("/dev");
-    Some((target, outside))
+    (target.is_absolute() && !target.starts_with("/dev")).then_some(target)
 }
 
 /// Whether `path` may be used for [`Mounts::tmpfs`] or [`Mounts::read_only`] of a pod; the reason if not.

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 pub fn run() {
-    let dir = PathBuf::from(format!("/tmp/workload.{}.{}", std::process::id(), crate_time()));
+    let dir = PathBuf::from(crate::own_path("dir"));
     std::fs::create_dir(&dir).expect("mkdir");
     std::env::set_current_dir(&dir).expect("chdir");
     std::fs::write("data", pattern(1, 10_000)).expect("write");
@@ -52,8 +52,4 @@ pub fn run() {
     random.read_exact(&mut some).expect("urandom");
     assert_eq!(std::env::current_dir().expect("cwd"), dir);
     std::fs::remove_dir_all(&dir).expect("clean");
-}
-
-fn crate_time() -> u128 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("clock").as_nanos()
 }

@@ -11,7 +11,7 @@ pub fn run() {
     let (out, into) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).expect("pipe");
     fcntl(&into, FcntlArg::F_SETPIPE_SZ(1 << 20)).expect("size");
     write(&into, &pattern(1, 300_000)).expect("write");
-    let path = format!("/tmp/workload.fifo.{}", std::process::id());
+    let path = crate::own_path("fifo");
     let _ = unlink(path.as_str());
     mkfifo(path.as_str(), nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
     let mut both = OpenOptions::new().read(true).write(true).open(&path).expect("fifo");

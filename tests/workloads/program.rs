@@ -20,6 +20,12 @@ mod tree;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use std::io::Write;
 
+/// A name in /tmp that no other pod's workload has: pids are the same in every pod.
+fn own_path(kind: &str) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("clock");
+    format!("/tmp/workload.{kind}.{}.{}", std::process::id(), now.as_nanos())
+}
+
 /// Says `ready` and waits for SIGTERM (blocked in every thread since the start).
 pub fn wait() {
     println!("ready");

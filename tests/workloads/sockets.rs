@@ -28,7 +28,7 @@ pub fn unix() {
     for n in 0..5u8 {
         send(c.as_raw_fd(), &vec![n; usize::from(n) + 1], MsgFlags::empty()).expect("send");
     }
-    let path = format!("/tmp/workload.sock.{}", std::process::id());
+    let path = crate::own_path("sock");
     let _ = std::fs::remove_file(&path);
     let _ = std::fs::remove_file(format!("{path}.d"));
     let listener = UnixListener::bind(&path).expect("bind");

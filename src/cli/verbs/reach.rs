@@ -2,7 +2,7 @@
 
 use crate::base::{Failure, Kind};
 use crate::cli::{Context, out, shape};
-use crate::kernel::clone;
+use crate::kernel::pidfd::PidFd;
 use crate::pod::client::Client;
 use crate::pod::store::{Record, Status};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -47,7 +47,7 @@ pub fn running(ctx: &Context, name: &str) -> Result<(Record, Client), Failure> {
 /// when the pod still counts as running.
 pub fn ended_meanwhile(ctx: &Context, record: &Record) -> Option<Record> {
     if let Some(monitor) = record.monitor.as_ref().filter(|m| m.alive())
-        && let Ok(pidfd) = clone::pidfd_open(monitor.pid)
+        && let Ok(pidfd) = PidFd::open(monitor.pid)
     {
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         // Interrupted or not: the record tells.

@@ -2,7 +2,7 @@
 
 use crate::base::spec::{Limits, PodSpec, VolumeMode};
 use crate::base::{Failure, Kind, PodId};
-use crate::kernel::cgroup::{Cgroup, Hierarchies};
+use crate::kernel::cgroup::{self, Cgroup, Hierarchies};
 use crate::kernel::clone::{self, Child};
 use crate::kernel::seqpacket;
 use crate::pod::init::{self, Said};
@@ -103,14 +103,20 @@ pub(super) fn leave_own() {
     }
 }
 
-pub(in crate::pod) fn group_failure(e: crate::kernel::cgroup::Error) -> Failure {
+pub(in crate::pod) fn group_failure(e: cgroup::Error) -> Failure {
     let mut text = e.to_string();
     let mut source = std::error::Error::source(&e);
     while let Some(s) = source {
         text = format!("{text}: {s}");
         source = s.source();
     }
-    Failure::new(Kind::Failed, "control group", text)
+    let f = Failure::new(Kind::Failed, "control group", text);
+    match e {
+        cgroup::Error::NoHierarchy => f.remedy(
+            "mount cgroup2 at /sys/fs/cgroup; `ip netns exec` hides it, `nsenter --net=FILE` does not",
+        ),
+        _ => f,
+    }
 }
 
 fn mounts_of(spec: &PodSpec) -> Result<Mounts, Failure> {
@@ -144,7 +150,7 @@ impl LivePod {
         match made {
             Ok((init, socket)) => Self::with_netns(init, socket, cgroup, clocks),
             Err(f) => {
-                let _ = cgroup.kill_all().and_then(|()| cgroup.remove());
+                let _ = cgroup.kill_all().and_then(|()| cgroup.remove_with_parent());
                 Err(f)
             }
         }
@@ -155,7 +161,7 @@ impl LivePod {
         match File::open(&path) {
             Ok(netns) => Ok(LivePod { init, socket, cgroup, clocks, netns: netns.into() }),
             Err(e) => {
-                let _ = cgroup.kill_all().and_then(|()| cgroup.remove());
+                let _ = cgroup.kill_all().and_then(|()| cgroup.remove_with_parent());
                 reap(&init);
                 Err(Failure::new(
                     Kind::Failed,

@@ -6,6 +6,7 @@ use crate::base::{Failure, Kind};
 use crate::kernel::{seqpacket, tty};
 use crate::pod::moving;
 use crate::pod::proto::{self, Error, Event, Info, Message, Reply, Request};
+use crate::pod::store::Status;
 use nix::poll::PollFlags;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
@@ -43,11 +44,13 @@ pub(super) struct Conns {
     listener: Option<(OwnedFd, PathBuf)>,
     next: ConnId,
     all: BTreeMap<ConnId, Conn>,
+    /// Asked while the pod was being handed over.
+    deferred: VecDeque<(ConnId, Request, Vec<OwnedFd>)>,
 }
 
 impl Conns {
     pub(super) fn new() -> Conns {
-        Conns { listener: None, next: 1, all: BTreeMap::new() }
+        Conns { listener: None, next: 1, all: BTreeMap::new(), deferred: VecDeque::new() }
     }
 
     /// Listens at `path`; what lies there is a dead monitor's and removed.
@@ -198,6 +201,18 @@ impl Monitor {
     }
 
     fn request(&mut self, conn: ConnId, request: Request, fds: Vec<OwnedFd>) {
+        if !matches!(request, Request::Info | Request::Watch { .. } | Request::Move(_)) {
+            if let Some(outcome) = self.past(&request) {
+                return self.answer(conn, outcome);
+            }
+            // A matter of milliseconds: obeyed if the pod stays, refused if it is gone by then.
+            if self.moving.handing_over() {
+                return self.conns.deferred.push_back((conn, request, fds));
+            }
+        } else if self.over && matches!(request, Request::Move(_)) {
+            let f = Failure::new(Kind::Failed, self.record.spec.name.as_str(), "the pod has ended");
+            return self.answer(conn, Err(f));
+        }
         match request {
             Request::Info => {
                 let info = self.info();
@@ -246,6 +261,41 @@ impl Monitor {
             }
             Request::Move(request) => moving::handle(self, conn, request, fds),
         }
+    }
+
+    /// The answer to a request that comes too late: the pod has ended, has left, or may have.
+    fn past(&self, request: &Request) -> Option<Result<(), Failure>> {
+        let name = self.record.spec.name.as_str();
+        let host = self.record.moved_to.as_deref().unwrap_or("another host");
+        match self.record.status {
+            Status::InDoubt => {
+                let text = format!("it was handed over to {host}, which has not confirmed yet");
+                let f = Failure::new(Kind::InDoubt, name, text);
+                Some(Err(
+                    f.remedy(format!("`podmig resolve {name} --here|--there` if {host} is gone for good"))
+                ))
+            }
+            Status::Moved => {
+                Some(Err(Failure::new(Kind::Elsewhere, name, format!("the pod lives on {host}"))))
+            }
+            _ if !self.over => None,
+            _ if matches!(request, Request::Stop { .. } | Request::Kill) => Some(Ok(())),
+            _ => Some(Err(Failure::new(Kind::Failed, name, "the pod has ended"))),
+        }
+    }
+
+    /// What was asked while the pod was being handed over, once that is decided.
+    pub(super) fn take_up(&mut self) {
+        while !self.moving.handing_over() {
+            let Some((conn, request, fds)) = self.conns.deferred.pop_front() else { return };
+            self.request(conn, request, fds);
+        }
+    }
+
+    /// SIGTERM: as `stop`, asked by nobody.
+    pub(super) fn told_to_end(&mut self, timeout: Duration) {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.request(0, Request::Stop { timeout_ms }, Vec::new());
     }
 
     fn want_end(&mut self, conn: ConnId) {

@@ -4,7 +4,7 @@ use super::Monitor;
 use super::conns::ConnId;
 use super::spawn::Started;
 use crate::base::{Failure, Kind};
-use crate::kernel::clone;
+use crate::kernel::pidfd::PidFd;
 use crate::pod::proto::{Message, Reply};
 use crate::pod::store::Status;
 use crate::sandbox::space::Clocks;
@@ -84,7 +84,7 @@ impl Monitor {
 
 /// A process by its host pid.
 fn find(host_pid: i32) -> Option<Started> {
-    let pidfd = clone::pidfd_open(host_pid).ok()?;
+    let pidfd = PidFd::open(host_pid).ok()?.into();
     let text = fs::read_to_string(format!("/proc/{host_pid}/status")).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
     let pod_pid = line.split_whitespace().last()?.parse().ok()?;

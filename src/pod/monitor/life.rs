@@ -2,10 +2,11 @@
 
 use super::spawn::{Started, shell_status};
 use super::{LivePod, Monitor, complain};
-use crate::base::spec::{Restart, StartType};
+use crate::base::spec::{NetMode, Restart, StartType};
 use crate::base::{Failure, Kind};
 use crate::kernel::cgroup::Cgroup;
 use crate::kernel::clone;
+use crate::kernel::pidfd::PidFd;
 use crate::net;
 use crate::pod::proto::{Event, Message};
 use crate::pod::store::{ProcId, Status};
@@ -100,6 +101,11 @@ impl Life {
         self.ending.is_some()
     }
 
+    /// Whether somebody asked for the end.
+    pub(super) fn end_wanted(&self) -> bool {
+        self.end_wanted
+    }
+
     /// When the loop has to wake up.
     pub(super) fn next_time(&self) -> Option<Instant> {
         [self.grace_until, self.kill_at, self.restart_at, self.secure_at].into_iter().flatten().min()
@@ -138,7 +144,7 @@ impl Monitor {
     fn run_cmd(&mut self) -> Result<(), Failure> {
         // Before, not when it is known to run: its first output may be read by then.
         self.life.begun = Timestamp::now();
-        self.spawn_cmd(self.life.foreground, self.life.size)
+        self.spawn_cmd(self.life.foreground && self.stdio.has_caller_input(), self.life.size)
     }
 
     /// Makes the surroundings and attaches the network; on failure nothing is left of them.
@@ -342,14 +348,19 @@ impl Monitor {
     }
 
     /// No process is left and none will be. Who waits for the pod's end hears of it before the network is cleared
-    /// away, which takes the kernel a while, unless ports are published there, which the next pod may want at once.
+    /// away, which takes the kernel a while, unless there are ports or an address that the next pod may want at once.
     fn end_for_good(&mut self, status: i32) {
         self.life.restart_at = None;
         self.conns.close_listener();
         (self.record.init_pid, self.record.cmd_pid, self.record.monitor) = (None, None, None);
         (self.record.exit_status, self.record.ended) = (Some(status), Some(Timestamp::now()));
         self.record.status = Status::Exited;
-        if self.record.spec.net.publish.is_empty() {
+        let wanted_again = match self.record.spec.net.mode {
+            NetMode::Nat => !self.record.spec.net.publish.is_empty(),
+            NetMode::Lan(_) => true,
+            NetMode::Host | NetMode::None => false,
+        };
+        if !wanted_again {
             self.tell_end(status);
             self.clear_away();
         } else {
@@ -510,7 +521,7 @@ impl Monitor {
         }
     }
 
-    /// A signal to CMD; where CMD has left processes behind (`forking`), to the children of pid 1.
+    /// A signal to CMD; where CMD has left processes behind (`forking`), to the children of pid 1 but those of `exec`.
     pub(super) fn signal(&mut self, signal: i32) -> Result<(), Failure> {
         let name = self.record.spec.name.clone();
         let refuse = |text: String| Failure::new(Kind::Failed, name.as_str(), text);
@@ -528,8 +539,10 @@ impl Monitor {
         let init = pod.init.pid;
         let text = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap_or_default();
         let mut any = false;
+        let sessions = self.spawns.session_pids();
         for pid in text.split_whitespace().filter_map(|p| p.parse::<i32>().ok()) {
-            any |= clone::pidfd_open(pid).is_ok_and(|fd| clone::pidfd_signal(&fd, signal).is_ok());
+            let other = !sessions.contains(&pid);
+            any |= other && PidFd::open(pid).is_ok_and(|fd| clone::pidfd_signal(&fd, signal).is_ok());
         }
         if any { Ok(()) } else { Err(refuse("no process of the pod took the signal".to_owned())) }
     }

@@ -10,8 +10,9 @@ use super::{Monitor, complain};
 use crate::base::{Failure, Kind, PodId};
 use crate::pod::moving;
 use crate::pod::proto;
-use crate::pod::store::{Places, Record, Store, make_dir};
+use crate::pod::store::{Places, Record, Status, Store, make_dir};
 use crate::sandbox::{self, space::Clocks};
+use crate::state::fd::Port;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -81,7 +82,7 @@ pub(super) enum Token {
     Init,
     InitEnd,
     Spawn(u32),
-    Output(usize),
+    Output(Port),
     Input,
     CallerInput(u64),
     CallerOutput(u64, usize),
@@ -258,8 +259,7 @@ impl Monitor {
                     return;
                 }
             };
-            // Outputs from the last to the first: a closed one is removed from its list.
-            for (token, flags) in events.into_iter().rev() {
+            for (token, flags) in events {
                 self.dispatch(token, flags, signals);
             }
             if !self.over {
@@ -272,6 +272,7 @@ impl Monitor {
             if !self.over {
                 moving::tick(self);
             }
+            self.take_up();
         }
     }
 
@@ -281,7 +282,8 @@ impl Monitor {
         self.conns.interests(&mut set);
         self.spawns.interests(&mut set);
         self.stdio.interests(&mut set);
-        if let Some(pod) = &self.pod {
+        // In doubt, its end here would say nothing about the pod: it is looked at once the doubt is over.
+        if let Some(pod) = self.pod.as_ref().filter(|_| self.record.status != Status::InDoubt) {
             set.push((pod.socket.as_fd(), PollFlags::POLLIN, Token::Init));
             set.push((pod.init.pidfd.as_fd(), PollFlags::POLLIN, Token::InitEnd));
         }
@@ -314,16 +316,14 @@ impl Monitor {
         match token {
             Token::Signals => {
                 while let Ok(Some(_)) = signals.read_signal() {}
-                if !self.over {
-                    self.stop(Instant::now() + STOP);
-                }
+                self.told_to_end(STOP);
             }
             Token::Listener => self.on_listener(),
             Token::Conn(id) => self.on_conn(id, flags),
             Token::Init => self.on_init(),
             Token::InitEnd => self.on_init_end(),
             Token::Spawn(id) => self.on_spawn(id),
-            Token::Output(i) => self.stdio.on_output(i),
+            Token::Output(port) => self.stdio.on_output(port),
             Token::Input => self.stdio.on_input(),
             Token::CallerInput(conn) => self.stdio.on_caller_input(conn),
             Token::CallerOutput(conn, i) => {

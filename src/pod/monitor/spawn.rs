@@ -12,11 +12,15 @@ use crate::pod::proto::{Event, ExecSpec, Message, PortAt, Reply};
 use crate::state::fd::Port;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::poll::PollFlags;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
 use std::fs::{File, read_to_string};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long an order may take to be obeyed when a move waits for it.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// A process of the pod that the monitor asked for.
 #[derive(Debug)]
@@ -98,6 +102,11 @@ impl Spawns {
     /// The sessions' channels.
     pub(super) fn ports(&self) -> Vec<PortAt> {
         self.sessions.values().flat_map(|s| s.ports.iter().copied()).collect()
+    }
+
+    /// Host pids of the sessions' commands.
+    pub(super) fn session_pids(&self) -> Vec<i32> {
+        self.sessions.values().filter_map(|s| Some(s.process.as_ref()?.host_pid)).collect()
     }
 
     /// Everything of a pod that ended; the sessions that were killed with it, and who waits for their end.
@@ -251,6 +260,49 @@ impl Monitor {
         let order = Spawn { purpose, plan, file, done: Some(done), child: None, exited: None, spec };
         self.spawns.orders.insert(id, order);
         Ok(())
+    }
+
+    /// Before the pod is stopped for a move: no order is left on its way to pid 1, which would obey it unseen.
+    ///
+    /// # Errors
+    /// One takes too long, or the pod is being ended.
+    pub(in crate::pod) fn settle_orders(&mut self) -> Result<(), String> {
+        if self.life.ending() || self.life.end_wanted() {
+            return Err("it is being ended".to_owned());
+        }
+        let end = Instant::now() + SETTLING;
+        while !self.spawns.orders.is_empty() {
+            let left = end.saturating_duration_since(Instant::now());
+            let mut set = Vec::new();
+            self.spawns.interests(&mut set);
+            if let Some(pod) = &self.pod {
+                set.push((pod.socket.as_fd(), PollFlags::POLLIN, Token::Init));
+            }
+            let mut fds: Vec<PollFd<'_>> =
+                set.iter().map(|(fd, flags, _)| PollFd::new(*fd, *flags)).collect();
+            let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+            if matches!(ready, Ok(0)) {
+                return Err("a command is just being started in it".to_owned());
+            }
+            let events: Vec<Token> =
+                fds.iter().zip(&set).filter(|(fd, _)| fd.any() == Some(true)).map(|(_, s)| s.2).collect();
+            for token in events {
+                match token {
+                    Token::Spawn(id) => self.on_spawn(id),
+                    _ => self.on_init(),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what pid 1 said before it was frozen: whether CMD still runs is to be known by then.
+    ///
+    /// # Errors
+    /// The pod has ended.
+    pub(in crate::pod) fn hear_init(&mut self) -> Result<(), String> {
+        self.on_init();
+        if self.pod.is_some() { Ok(()) } else { Err("its command has ended".to_owned()) }
     }
 
     /// pid 1 says something.

@@ -204,6 +204,11 @@ impl Stdio {
         }
     }
 
+    /// Whether a caller may still write: without one, a pipe for the input would have no end.
+    pub(super) fn has_caller_input(&self) -> bool {
+        self.attached.values().any(|a| a.stdin.is_some())
+    }
+
     /// Whether a caller still has bytes to come.
     pub(super) fn delivering(&self) -> bool {
         self.attached.values().flat_map(|a| &a.sinks).any(|s| s.fd.is_some() && !s.waiting.is_empty())
@@ -213,8 +218,8 @@ impl Stdio {
     pub(super) fn interests<'a>(&'a self, set: &mut Vec<(BorrowedFd<'a>, PollFlags, Token)>) {
         let held_up = self.attached.values().flat_map(|a| &a.sinks).any(|s| s.waiting.len() >= WAITING);
         if !held_up {
-            for (i, o) in self.outputs.iter().enumerate() {
-                set.push((o.fd.as_fd(), PollFlags::POLLIN, Token::Output(i)));
+            for o in &self.outputs {
+                set.push((o.fd.as_fd(), PollFlags::POLLIN, Token::Output(o.port)));
             }
         }
         if let (Some(fd), false) = (&self.input.fd, self.input.waiting.is_empty()) {
@@ -235,8 +240,9 @@ impl Stdio {
     }
 
     /// The pod wrote, or closed, an output.
-    pub(super) fn on_output(&mut self, index: usize) {
-        let Some(output) = self.outputs.get(index) else { return };
+    pub(super) fn on_output(&mut self, port: Port) {
+        let Some(index) = self.outputs.iter().position(|o| o.port == port) else { return };
+        let output = &self.outputs[index];
         let mut block = vec![0; BLOCK];
         match read(&output.fd, &mut block) {
             Ok(0) => drop(self.outputs.remove(index)),

@@ -28,6 +28,13 @@ pub struct Guard {
     ask_at: Option<Instant>,
 }
 
+impl Guard {
+    /// Whether the pod's link is held, so that it is about to be stopped, or is.
+    pub(super) fn holds(&self) -> bool {
+        self.hold.is_some()
+    }
+}
+
 const STRANGER: &str = "this connection is not moving the pod";
 
 fn owns(monitor: &Monitor, conn: ConnId) -> bool {
@@ -100,6 +107,7 @@ fn begin(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, to: String) -> Re
 }
 
 fn hold(monitor: &mut Monitor) -> Result<Reply, String> {
+    monitor.settle_orders()?;
     let Some(pod) = &monitor.pod else { return Err("it has no processes".to_owned()) };
     let mut hold = Hold::open(pod.netns.as_fd(), &monitor.record.spec.net.mode).map_err(|e| e.to_string())?;
     let engaged = hold.engage().map_err(|e| e.to_string())?;
@@ -115,6 +123,7 @@ fn frozen(monitor: &mut Monitor) -> Result<(), String> {
     // Not on the mover's word: what follows rests on it.
     match pod.cgroup.freezer().is_frozen() {
         Ok(true) => {
+            monitor.hear_init()?;
             // What the pod wrote goes into the log, whose end travels.
             monitor.drain_output();
             agreed(event(monitor, SourceEvent::Frozen))

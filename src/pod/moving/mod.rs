@@ -135,6 +135,11 @@ impl State {
     pub(super) fn arriving(&self) -> bool {
         self.arrival.is_some()
     }
+
+    /// Whether the pod is being handed over: from the hold on, what acts on it would be lost or undo the hand-over.
+    pub(super) fn handing_over(&self) -> bool {
+        self.guard.as_ref().is_some_and(guard::Guard::holds)
+    }
 }
 
 impl Monitor {

@@ -1,9 +1,34 @@
-//! A classic BPF machine as seccomp's checker restricts it: only forward jumps, only aligned word loads.
+//! A classic BPF machine as seccomp's checker restricts it, for the tests: forward jumps and aligned word loads only.
 
 use libc::sock_filter;
 
+/// `struct seccomp_data`.
+#[derive(Clone, Copy)]
+pub(super) struct Data {
+    pub(super) nr: u32,
+    pub(super) arch: u32,
+    pub(super) args: [u64; 6],
+}
+
+impl Data {
+    fn bytes(&self) -> [u8; 64] {
+        let mut b = [0; 64];
+        b[..4].copy_from_slice(&self.nr.to_le_bytes());
+        b[4..8].copy_from_slice(&self.arch.to_le_bytes());
+        for (i, a) in self.args.iter().enumerate() {
+            b[16 + 8 * i..24 + 8 * i].copy_from_slice(&a.to_le_bytes());
+        }
+        b
+    }
+}
+
+/// What the filter does with a call: the 32-bit return value of seccomp(2).
+pub(super) fn evaluate(program: &[sock_filter], data: &Data) -> Result<u32, &'static str> {
+    run(program, &data.bytes())
+}
+
 /// Runs `program` on the bytes of a `struct seccomp_data`; its return value.
-pub(super) fn run(program: &[sock_filter], data: &[u8; 64]) -> Result<u32, &'static str> {
+fn run(program: &[sock_filter], data: &[u8; 64]) -> Result<u32, &'static str> {
     let (mut a, mut x, mut mem) = (0u32, 0u32, [0u32; 16]);
     let mut pc = 0usize;
     while let Some(f) = program.get(pc) {

@@ -8,8 +8,6 @@
 //!
 //! Calls newer than [`NEWEST`] are absent: what they open or keep is not known yet.
 
-use crate::base::Failure;
-use crate::base::Kind;
 use libc::sock_filter;
 
 /// Highest system call number this profile knows (Linux 6.18: file_setattr).
@@ -193,51 +191,7 @@ pub fn encode(program: &[sock_filter]) -> Vec<u8> {
     out
 }
 
-/// What the filter `program` does with a call (the 32-bit return value of seccomp(2)); for filters met in a pod too.
-///
-/// # Errors
-/// The program uses an instruction seccomp does not take, or runs off its end.
-pub fn evaluate(program: &[sock_filter], data: &Data) -> Result<u32, Failure> {
-    machine::run(program, &data.bytes())
-        .map_err(|reason| Failure::new(Kind::Failed, "seccomp filter", reason))
-}
-
-/// `struct seccomp_data`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Data {
-    /// System call number.
-    pub nr: u32,
-    /// AUDIT_ARCH_*.
-    pub arch: u32,
-    /// Instruction pointer.
-    pub ip: u64,
-    /// Arguments.
-    pub args: [u64; 6],
-}
-
-impl Data {
-    /// A 64-bit call.
-    pub fn call(nr: libc::c_long, args: [u64; 6]) -> Data {
-        Data { nr: self::nr(nr), arch: ARCH, ip: 0, args }
-    }
-    fn bytes(&self) -> [u8; 64] {
-        let mut b = [0; 64];
-        b[..4].copy_from_slice(&self.nr.to_le_bytes());
-        b[4..8].copy_from_slice(&self.arch.to_le_bytes());
-        b[8..16].copy_from_slice(&self.ip.to_le_bytes());
-        for (i, a) in self.args.iter().enumerate() {
-            b[16 + 8 * i..24 + 8 * i].copy_from_slice(&a.to_le_bytes());
-        }
-        b
-    }
-}
-
-/// Whether the filter lets a call through untouched.
-pub fn allows(program: &[sock_filter], data: &Data) -> bool {
-    evaluate(program, data).is_ok_and(|v| v == ALLOW)
-}
-
+#[cfg(test)]
 mod machine;
-
 #[cfg(test)]
 mod tests;

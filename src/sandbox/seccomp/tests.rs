@@ -1,9 +1,15 @@
 //! The profile in the interpreter, call by call.
 
+use super::machine::{Data, evaluate};
 use super::*;
 
+/// A 64-bit call.
+fn call_of(call: libc::c_long, args: [u64; 6]) -> Data {
+    Data { nr: nr(call), arch: ARCH, args }
+}
+
 fn verdict(call: libc::c_long, args: [u64; 6]) -> u32 {
-    evaluate(&profile(), &Data::call(call, args)).unwrap()
+    evaluate(&profile(), &call_of(call, args)).unwrap()
 }
 
 fn with(call: libc::c_long, args: &[u64]) -> u32 {
@@ -119,9 +125,9 @@ fn what_cannot_be_carried_is_absent() {
 #[test]
 fn other_worlds_are_absent() {
     let p = profile();
-    let i386 = Data { arch: 0x4000_0003, ..Data::call(libc::SYS_getpid, [0; 6]) };
+    let i386 = Data { arch: 0x4000_0003, ..call_of(libc::SYS_getpid, [0; 6]) };
     assert_eq!(evaluate(&p, &i386).unwrap(), errno(libc::ENOSYS));
-    let x32 = Data::call(0x4000_0000 | libc::SYS_getpid, [0; 6]);
+    let x32 = call_of(0x4000_0000 | libc::SYS_getpid, [0; 6]);
     assert_eq!(evaluate(&p, &x32).unwrap(), errno(libc::ENOSYS));
     assert_eq!(verdict(libc::c_long::from(NEWEST) + 1, [0; 6]), errno(libc::ENOSYS));
     assert_eq!(verdict(libc::c_long::from(NEWEST), [0; 6]), ALLOW);
