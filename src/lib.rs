@@ -15,7 +15,7 @@
 //! state    -> base kernel remote freeze sandbox     every kind of kernel state: data, collect, restore
 //! memory   -> base kernel state                     page sets, dirty trackers, reader, filler
 //! image    -> base kernel state                     records, frame codec, whole-graph check, image files
-//! wire     -> base kernel image                     identity, TLS, ssh, hello, channels
+//! wire     -> base kernel image policy                     identity, TLS, ssh, hello, channels
 //! net      -> base kernel                           links, NAT and ports, the hold, capture and replay
 //! dns      -> base kernel                           the zone server and signed updates
 //! volume   -> base kernel                           files that travel

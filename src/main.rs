@@ -1,5 +1,11 @@
 //! The `podmig` binary: everything is in the library.
 
-fn main() {
-    std::process::exit(podmig::cli::main());
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let typed: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if let Some(code) = podmig::pod::hidden(&typed) {
+        return code;
+    }
+    ExitCode::from(podmig::cli::main(&typed))
 }

@@ -32,13 +32,13 @@ pub struct Context {
     pub json: bool,
 }
 
-/// Runs the command line of this process; the exit code.
-pub fn main() -> i32 {
-    let typed: Vec<OsString> = std::env::args_os().collect();
-    match Cli::try_parse_from(&typed) {
-        Ok(cli) => run(cli, passes_status(&typed)),
-        Err(e) => not_understood(&e, &typed),
-    }
+/// Runs a command line (with the program's name); the exit code.
+pub fn main(typed: &[OsString]) -> u8 {
+    let code = match Cli::try_parse_from(typed) {
+        Ok(cli) => run(cli, passes_status(typed)),
+        Err(e) => not_understood(&e, typed),
+    };
+    u8::try_from(code).unwrap_or(1)
 }
 
 fn run(cli: Cli, passes: bool) -> i32 {

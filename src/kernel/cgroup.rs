@@ -206,6 +206,15 @@ impl Cgroup {
         self.dirs().try_for_each(|dir| write_file(&dir.join("cgroup.procs"), &pid.to_string()))
     }
 
+    /// Moves the calling process to the root of every hierarchy the group is in, so that it can be removed.
+    pub fn leave(&self) -> Result<()> {
+        let depth = self.rel.components().count();
+        self.dirs().try_for_each(|dir| match dir.ancestors().nth(depth) {
+            Some(root) => write_file(&root.join("cgroup.procs"), "0"),
+            None => Err(Error::BadPath(self.rel.clone())),
+        })
+    }
+
     /// Host pids of the live processes in the group itself (zombies are not listed by the kernel).
     pub fn procs(&self) -> Result<Vec<i32>> {
         procs_of(&self.main)

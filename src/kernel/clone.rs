@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::ptr;
+use std::time::{Duration, Instant};
 
 /// `CLONE_INTO_CGROUP` (linux/sched.h; libc's is cut to 32 bits).
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -31,10 +32,7 @@ pub fn fork_with(
     cgroup: Option<BorrowedFd<'_>>,
     child: impl FnOnce() -> i32,
 ) -> io::Result<Child> {
-    // One directory entry per thread beside `.` and `..`.
-    if std::fs::metadata("/proc/self/task")?.nlink() != 3 {
-        return Err(io::Error::other("a process with threads cannot fork a pod"));
-    }
+    alone()?;
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain numbers; all zero is a valid value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -56,6 +54,19 @@ pub fn fork_with(
     let pid = i32::try_from(Errno::result(pid)?).map_err(io::Error::other)?;
     // SAFETY: clone3 stored a descriptor it just made; nobody else owns it.
     Ok(Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// Waits for threads that were joined to be gone from the kernel, too; an error when one stays.
+fn alone() -> io::Result<()> {
+    let end = Instant::now() + Duration::from_millis(200);
+    // One directory entry per thread beside `.` and `..`.
+    while std::fs::metadata("/proc/self/task")?.nlink() != 3 {
+        if Instant::now() > end {
+            return Err(io::Error::other("a process with threads cannot fork a pod"));
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// A descriptor for process `pid` (pidfd_open(2)), close-on-exec.
@@ -122,6 +133,18 @@ pub fn arrange_fds(fds: &[BorrowedFd<'_>], keep: BorrowedFd<'_>) -> io::Result<O
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, count + 1, libc::c_uint::MAX, 0) })?;
     // SAFETY: made by dup3 above, not owned by any value.
     Ok(unsafe { OwnedFd::from_raw_fd(count) })
+}
+
+/// Takes over a descriptor this process was started with, by its number; close-on-exec from now on. Whoever calls
+/// this must know that nothing else in the process owns it: only a main function at its start does.
+///
+/// # Errors
+/// EBADF: nothing is open there.
+pub fn take_fd(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: a failing fcntl changes nothing.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, and by the contract above not owned by any other value.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Starts `exe` as a daemon: own session, not our child, `/` as directory, descriptors 0, 1, 2 = `fds[0..3]`, the

@@ -224,7 +224,7 @@ mod tests {
         let a = std::fs::File::create(&path).unwrap();
         let b = std::fs::File::create(&path).unwrap();
         lock_ofd(&a, true, 5, 10).unwrap();
-        assert_eq!(lock_ofd(&b, false, 14, 1), Err(Errno::EAGAIN));
+        assert_eq!(lock_ofd(&b, true, 14, 1), Err(Errno::EAGAIN));
         lock_ofd(&b, true, 15, 0).unwrap();
         flock(&a, false).unwrap();
         assert_eq!(flock(&b, true), Err(Errno::EWOULDBLOCK));

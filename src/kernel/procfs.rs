@@ -242,7 +242,11 @@ pub struct Status {
     pub kernel_thread: bool,
     /// Locked memory in KiB.
     pub locked_kib: u64,
-    /// Blocked signals.
+    /// Signals pending for the thread.
+    pub pending: u64,
+    /// Signals pending for the process.
+    pub shared_pending: u64,
+    /// Blocked signals (a temporary mask of `ppoll` and the like included).
     pub blocked: u64,
     /// Capabilities: inheritable, permitted, effective, bounding, ambient.
     pub caps: [u64; 5],
@@ -276,6 +280,8 @@ impl Status {
                 b"NSsid" => s.ns_sid = list(value)?,
                 b"Kthread" => s.kernel_thread = value == b"1",
                 b"VmLck" => s.locked_kib = number(value.strip_suffix(b"kB")?)?,
+                b"SigPnd" => s.pending = hex(value)?,
+                b"ShdPnd" => s.shared_pending = hex(value)?,
                 b"SigBlk" => s.blocked = hex(value)?,
                 b"CapInh" => s.caps[0] = hex(value)?,
                 b"CapPrm" => s.caps[1] = hex(value)?,

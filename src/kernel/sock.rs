@@ -359,6 +359,38 @@ pub fn recv(fd: impl AsFd, buf: &mut [u8], flags: i32) -> Result<Received, Errno
     Ok(got)
 }
 
+/// Peeks at `len` bytes of a stream with room for one byte less: the kernel copies whole pieces, so the answer is
+/// where the piece ends that is the last to fit, 0 if none does. (MSG_PEEK itself walks on to the next piece with
+/// descriptors whatever the length asked for, so a shorter read would not tell.)
+pub fn peek_boundary(fd: impl AsFd, len: usize) -> Result<usize, Errno> {
+    const PAGE: usize = 4096;
+    let Some(room) = len.checked_sub(1).filter(|r| *r > 0) else { return Ok(0) };
+    let whole = room.next_multiple_of(PAGE);
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a fresh mapping wherever the kernel likes, nobody else's.
+    let map = unsafe { libc::mmap(std::ptr::null_mut(), whole + PAGE, libc::PROT_NONE, flags, -1, 0) };
+    if map == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // SAFETY: the first `whole` bytes of our own mapping; the page after them stays out of reach.
+    let opened = unsafe { libc::mprotect(map, whole, libc::PROT_READ | libc::PROT_WRITE) };
+    let result = Errno::result(opened).and_then(|_| {
+        // SAFETY: `whole - room` is inside the mapping.
+        let start = unsafe { map.cast::<u8>().add(whole - room) };
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // SAFETY: the kernel writes `room` bytes of our mapping and meets the closed page after them, which it
+        // reports and does not pass. No control buffer: descriptors are not installed.
+        Errno::result(unsafe { libc::recv(fd.as_fd().as_raw_fd(), start.cast(), len, flags) })
+    });
+    // SAFETY: our own mapping, not used any more.
+    unsafe { libc::munmap(map, whole + PAGE) };
+    match result {
+        Ok(n) => Ok(n.unsigned_abs()),
+        Err(Errno::EFAULT) => Ok(0),
+        Err(e) => Err(e),
+    }
+}
+
 /// `sendmsg(2)` with MSG_NOSIGNAL: bytes, at most [`MAX_FDS`] descriptors, credentials, and where to (raw address).
 /// How many bytes went. Errors: EAGAIN (no room), EPERM (not our credentials), EINVAL (too many descriptors), ….
 pub fn send(

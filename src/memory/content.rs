@@ -86,15 +86,20 @@ pub(super) fn populated_query(class: Class) -> Query {
     }
 }
 
-/// Mappings of the layout as scan ranges: neighbours of one private class become one range, gaps included, so that
-/// thousands of mappings cost few calls.
-pub(super) fn scan_groups(layout: &MmLayout) -> Vec<(Class, AddrRange)> {
+/// Mappings of the layout as scan ranges: neighbours of one private class become one range of at most `limit` bytes
+/// (or one mapping), gaps included, so that thousands of mappings cost few calls. Those of objects stay alone.
+pub(super) fn scan_groups(layout: &MmLayout, limit: u64) -> Vec<(Class, AddrRange)> {
     let mut groups: Vec<(Class, AddrRange)> = Vec::new();
     let mut joined = false; // whether the last mapping seen is the end of the last group
     for vma in &layout.vmas {
         let class = class(vma);
         match groups.last_mut() {
-            Some((c, range)) if joined && *c == class && matches!(class, Class::Anon | Class::Cow) => {
+            Some((c, range))
+                if joined
+                    && *c == class
+                    && matches!(class, Class::Anon | Class::Cow)
+                    && vma.range.end - range.start <= limit =>
+            {
                 range.end = vma.range.end;
             }
             _ if class != Class::Nothing => groups.push((class, vma.range)),
@@ -108,6 +113,11 @@ pub(super) fn scan_groups(layout: &MmLayout) -> Vec<(Class, AddrRange)> {
 /// The private mappings of a layout that can have content.
 pub fn private_ranges(layout: &MmLayout) -> PageSet {
     layout.vmas.iter().filter(|v| matches!(class(v), Class::Anon | Class::Cow)).map(|v| v.range).collect()
+}
+
+/// The mappings of a layout under which a file (or object) lies that fills what is not copied.
+pub fn cow_ranges(layout: &MmLayout) -> PageSet {
+    layout.vmas.iter().filter(|v| class(v) == Class::Cow).map(|v| v.range).collect()
 }
 
 /// Hands the populated pages of one scan range to `each`, with or without the scan ioctl.
@@ -133,7 +143,7 @@ pub(super) fn populated(
 pub fn content_pages(host_pid: i32, layout: &MmLayout) -> Result<PageSet, Error> {
     let map = open_pagemap(host_pid)?;
     let mut found = PageSet::new();
-    for (class, range) in scan_groups(layout) {
+    for (class, range) in scan_groups(layout, u64::MAX) {
         if matches!(class, Class::Anon | Class::Cow) {
             populated(&map, class, range, |r| found.insert(r.range))
                 .map_err(|e| scan_error(host_pid, range, e))?;

@@ -12,9 +12,7 @@
 //! The mover may die at any moment: until `Commit` its pod's monitor takes everything back, after it the
 //! monitor asks the target what its record says (`policy::handover`).
 //!
-//! `sink` is where a stream goes (a host or a file), `report` what the user is told, `decisions` the
-//! target's records.
+//! `sink` is where a stream goes (a host or a file), `report` what the user is told.
 
-pub mod decisions;
 pub mod report;
 pub mod sink;

@@ -12,6 +12,8 @@ use nix::errno::Errno;
 
 /// First bytes of every area: what recognises an orphan.
 pub const MARK: [u8; 16] = *b"podmig scratch 1";
+/// Offset of the marker signal's number in an area.
+pub(super) const MARKER_AT: u64 = 48;
 const HEADER: usize = 64;
 const CALL: usize = 72;
 const RET: usize = 56;

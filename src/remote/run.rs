@@ -2,7 +2,7 @@
 
 use super::batch::{Batch, Results};
 use super::task::{Stopped, Why, next_event, slow};
-use super::{Error, Result};
+use super::{Error, Result, batch, stub};
 use crate::base::RemoteAddr;
 use crate::kernel::ptrace::{self as kernel, Regs, Wait};
 use crate::kernel::status::sigbit;
@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How long one call or batch may take.
 const LIMIT: Duration = Duration::from_secs(30);
+/// Signals that end batches, in order of choice: their default action is to be ignored, and not SIGCONT, which undoes stops.
+pub(super) const MARKERS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
 const SI_TKILL: i32 = -6;
 /// Direction and trap flags, cleared for our code.
 const EFLAGS_DF_TF: u64 = 0x500;
@@ -68,7 +70,7 @@ pub(super) fn batch(
     task.set_regs(&regs)?;
     task.set_sigmask(all_but(ids.marker))?;
     resume(task, kernel::cont)?;
-    to_marker(task, ids)?;
+    to_marker(task, site, ids)?;
     let mut image = vec![0; need];
     task.mem()?.read(site.area, &mut image)?;
     Ok(batch.decode(image))
@@ -79,19 +81,20 @@ fn resume(task: &Stopped, how: impl Fn(i32, i32) -> kernel::Result<()>) -> Resul
 }
 
 /// Waits for the marker; what else stops the task is put aside.
-fn to_marker(task: &mut Stopped, ids: Ids) -> Result<()> {
+fn to_marker(task: &mut Stopped, site: &Site, mut ids: Ids) -> Result<()> {
     let end = Instant::now() + LIMIT;
     loop {
+        let mut signal = 0;
         match event(task, end, "a batch of calls")? {
-            Wait::Signal(signal) if signal == ids.marker => {
+            Wait::Signal(marker) if marker == ids.marker => {
                 let info =
                     kernel::siginfo(task.tid()).map_err(Error::sys(task.tid(), "PTRACE_GETSIGINFO"))?;
                 if field(&info, 8) == SI_TKILL && field(&info, 16) == ids.tgid {
                     task.set_why(Why::Marker);
                     return Ok(());
                 }
-                // Somebody else's: not caught, not pending when chosen; kept, and queued again when the task is let go.
-                task.held.push(info);
+                ids.marker = other_marker(task, site, ids)?;
+                signal = marker;
             }
             // SIGSTOP cannot be blocked: the batch goes on, the stop comes at the end.
             Wait::Signal(libc::SIGSTOP) => task.resend_stop = true,
@@ -99,8 +102,28 @@ fn to_marker(task: &mut Stopped, ids: Ids) -> Result<()> {
             Wait::Interrupted | Wait::GroupStop(_) | Wait::Syscall | Wait::Event(_) => {}
             Wait::Ended(_) => return Err(Error::Gone(task.tid())),
         }
-        resume(task, kernel::cont)?;
+        resume(task, |tid, _| kernel::cont(tid, signal))?;
     }
+}
+
+/// Somebody else sent the marker's signal in mid-batch. It is not ours to eat (a thread may wait for it by sigwait or signalfd): the batch
+/// ends by another signal, and this one, blocked from now on, is queued again by the kernel when it is passed on (ptrace_signal in
+/// kernel/signal.c). The stub loads the marker's number from `finish` on: it is sent back there if it was past it.
+fn other_marker(task: &Stopped, site: &Site, ids: Ids) -> Result<i32> {
+    let status = task.status()?;
+    let used = status.sig_caught | status.sig_pending | status.shd_pending | sigbit(ids.marker);
+    let other = MARKERS.into_iter().find(|&signal| used & sigbit(signal) == 0);
+    let other = other.ok_or(Error::NoMarker { pid: status.tgid })?;
+    task.mem()?.write(site.area + batch::MARKER_AT, &(other as u64).to_le_bytes())?;
+    let mut regs = task.regs()?;
+    let finish = site.code + stub::finish();
+    if regs.rip > finish {
+        regs.rip = finish;
+        regs.orig_rax = u64::MAX;
+        task.set_regs(&regs)?;
+    }
+    task.set_sigmask(all_but(other))?;
+    Ok(other)
 }
 
 fn field(info: &kernel::SigInfo, at: usize) -> i32 {

@@ -11,8 +11,10 @@ std::arch::global_asm!(
     ".pushsection .rodata.podmig_stub,\"a\",@progbits",
     ".p2align 4",
     ".globl podmig_stub_start",
+    ".globl podmig_stub_finish",
     ".globl podmig_stub_end",
     ".hidden podmig_stub_start",
+    ".hidden podmig_stub_finish",
     ".hidden podmig_stub_end",
     // Argument `reg` of the call at r13: the value, or what it points to (u64 or sign-extended i32), by flag.
     ".macro PODMIG_ARG reg, offset, word, int",
@@ -52,6 +54,7 @@ std::arch::global_asm!(
     "    dec rbx",
     "    jmp 773b",
     "775:",
+    "podmig_stub_finish:",
     "    mov rdi, [r12 + 32]",
     "    mov rsi, [r12 + 40]",
     "    mov rdx, [r12 + 48]",
@@ -67,6 +70,7 @@ std::arch::global_asm!(
 
 unsafe extern "C" {
     static podmig_stub_start: u8;
+    static podmig_stub_finish: u8;
     static podmig_stub_end: u8;
 }
 
@@ -75,6 +79,12 @@ pub fn code() -> &'static [u8] {
     let (start, end) = (&raw const podmig_stub_start, &raw const podmig_stub_end);
     // SAFETY: both labels are in this object's read-only data, `end` after `start`, with only the stub between them.
     unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+}
+
+/// Offset in [`code`] from which on only the marker signal is sent.
+pub fn finish() -> u64 {
+    let (start, finish) = (&raw const podmig_stub_start, &raw const podmig_stub_finish);
+    (finish.addr() - start.addr()) as u64
 }
 
 #[cfg(test)]

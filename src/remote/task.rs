@@ -38,8 +38,8 @@ pub enum Why {
 /// Registers and mask, to be put back by [`Stopped::restore`].
 #[derive(Clone, Copy, Debug)]
 pub struct Saved {
-    regs: Regs,
-    mask: u64,
+    pub(super) regs: Regs,
+    pub(super) mask: u64,
 }
 
 /// The next state change of `tid` within `limit`; None when it ran out. Spins first: a stop is microseconds away as a rule.
@@ -231,8 +231,6 @@ pub struct Stopped {
     mem: OnceCell<Mem>,
     /// A SIGSTOP that came in a batch: sent again when it is let go.
     pub(super) resend_stop: bool,
-    /// Foreign signals of the marker's number that came in a batch: queued again when it is let go.
-    pub(super) held: Vec<SigInfo>,
     /// Its −EINTR was rewound: looked at again when it is let go.
     rewound: bool,
     local: PhantomData<*const ()>,
@@ -240,16 +238,7 @@ pub struct Stopped {
 
 impl Stopped {
     fn new(tid: i32, why: Why, fate: Fate) -> Self {
-        Self {
-            tid,
-            why,
-            fate,
-            mem: OnceCell::new(),
-            resend_stop: false,
-            held: Vec::new(),
-            rewound: false,
-            local: PhantomData,
-        }
+        Self { tid, why, fate, mem: OnceCell::new(), resend_stop: false, rewound: false, local: PhantomData }
     }
 
     /// Host thread id.
@@ -356,13 +345,6 @@ impl Stopped {
         Ok(out)
     }
 
-    /// Registers of the crash frame: always rewound, rseq critical section aborted.
-    pub(super) fn crash_regs(&self, found: &Regs) -> Result<Regs> {
-        let mut out = restart::rewound(found);
-        out.rip = self.rseq_aborted(out.rip)?;
-        Ok(out)
-    }
-
     /// `rip`, or the abort handler when it lies in the rseq critical section in force (`struct rseq_cs`, linux/rseq.h).
     pub(super) fn rseq_aborted(&self, rip: u64) -> Result<u64> {
         const RSEQ_CS_FIELD: u64 = 8;
@@ -428,12 +410,11 @@ impl Stopped {
         Ok(Running { tid: this.tid, fate: this.fate, local: PhantomData })
     }
 
-    /// Lets go of it. Signals swallowed in batches are put back first; a job-control stop holds it again. Gone is fine.
+    /// Lets go of it. A SIGSTOP swallowed in a batch is sent again first; a job-control stop holds it again. Gone is fine.
     pub fn detach(mut self) -> Result<()> {
-        let signal = self.put_back_signals();
-        let result = signal.and_then(|signal| {
-            kernel::detach(self.tid, signal).map_err(Error::sys(self.tid, "PTRACE_DETACH"))
-        });
+        let sent = self.put_back_stop();
+        let detached = kernel::detach(self.tid, 0).map_err(Error::sys(self.tid, "PTRACE_DETACH"));
+        let result = sent.and(detached);
         let _forgotten = ManuallyDrop::new(self);
         match result {
             Err(Error::Gone(_)) => Ok(()),
@@ -441,24 +422,18 @@ impl Stopped {
         }
     }
 
-    /// Puts back what batches took: returns the signal to detach with. One foreign marker signal can be carried by the stop itself
-    /// (man ptrace: a signal injected while blocked is queued); they do not queue twice anyway.
-    fn put_back_signals(&mut self) -> Result<i32> {
-        if std::mem::take(&mut self.resend_stop) {
-            let status = self.status()?;
-            // A SIGCONT that came after the SIGSTOP has undone it.
-            if (status.sig_pending | status.shd_pending) & sigbit(libc::SIGCONT) == 0 {
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(status.tgid), nix::sys::signal::SIGSTOP)
-                    .map_err(Error::sys(self.tid, "kill SIGSTOP"))?;
-            }
+    /// Puts back what a batch took: a SIGSTOP, which cannot be masked.
+    fn put_back_stop(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.resend_stop) {
+            return Ok(());
         }
-        match (self.held.pop(), self.why) {
-            (Some(info), Why::Marker) => {
-                kernel::set_siginfo(self.tid, &info).map_err(Error::sys(self.tid, "PTRACE_SETSIGINFO"))?;
-                Ok(i32::from_le_bytes([info[0], info[1], info[2], info[3]]))
-            }
-            _ => Ok(0),
+        let status = self.status()?;
+        // A SIGCONT that came after the SIGSTOP has undone it.
+        if (status.sig_pending | status.shd_pending) & sigbit(libc::SIGCONT) != 0 {
+            return Ok(());
         }
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(status.tgid), nix::sys::signal::SIGSTOP)
+            .map_err(Error::sys(self.tid, "kill SIGSTOP"))
     }
 }
 
@@ -467,8 +442,8 @@ impl Drop for Stopped {
         match self.fate {
             Fate::Kill => kill(self.tid),
             Fate::Detach => {
-                let signal = self.put_back_signals().unwrap_or(0);
-                let _ = kernel::detach(self.tid, signal);
+                let _ = self.put_back_stop();
+                let _ = kernel::detach(self.tid, 0);
             }
         }
     }

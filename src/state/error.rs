@@ -37,6 +37,12 @@ pub enum Error {
     /// A file that belongs to the pod.
     #[error("content that belongs to the pod")]
     Object(#[from] object::collect::Error),
+    /// Acting in a process of the pod.
+    #[error("a stopped process of the pod")]
+    Remote(#[source] crate::remote::Error),
+    /// Descriptors.
+    #[error("descriptors of the pod")]
+    Fd(#[source] super::fd::error::Error),
     /// The pod's cgroup.
     #[error("the pod's cgroup")]
     Cgroup(#[from] crate::kernel::cgroup::Error),
@@ -63,6 +69,24 @@ impl Error {
     pub fn odd(pid: i32, what: impl Into<String>) -> impl FnOnce() -> Self {
         let what = what.into();
         move || Self::Odd { what, pid }
+    }
+}
+
+impl From<crate::remote::Error> for Error {
+    fn from(error: crate::remote::Error) -> Self {
+        match error {
+            crate::remote::Error::Gone(pid) => Self::Gone { pid },
+            other => Self::Remote(other),
+        }
+    }
+}
+
+impl From<super::fd::error::Error> for Error {
+    fn from(error: super::fd::error::Error) -> Self {
+        match error {
+            super::fd::error::Error::Blocked(blockers) => Self::Refused(blockers),
+            other => Self::Fd(other),
+        }
     }
 }
 

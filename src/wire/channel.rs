@@ -1,11 +1,11 @@
 //! A channel: frames to and from one peer, over TLS or over the standard streams of an ssh session.
 
-use super::hosts::{Host, Route};
 use super::identity::{Fingerprint, Identity};
 use super::message::Message;
 use super::{Error, tls};
 use crate::image::frame::{self, FrameKind};
 use crate::image::record::Record;
+use crate::policy::hosts::{Host, Via};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -108,9 +108,15 @@ impl Channel {
 
     /// Calls a host: its agent by TLS with the pinned key, or `podmig receive` there by ssh.
     pub fn connect(me: &Identity, host: &Host) -> Result<Self, Error> {
-        match &host.route {
-            Route::Agent { addr, fingerprint } => connect_tls(me, &host.name, addr, *fingerprint),
-            Route::Ssh { target, port } => connect_ssh(&host.name, target, *port),
+        match &host.via {
+            Via::Agent { addr, fingerprint } => {
+                let key = Fingerprint::parse(fingerprint).ok_or_else(|| Error::Untrusted {
+                    host: host.name.clone(),
+                    reason: "the fingerprint in the list is not 64 hex digits".into(),
+                })?;
+                connect_tls(me, &host.name, addr, key)
+            }
+            Via::Ssh { target, port } => connect_ssh(&host.name, target, *port),
         }
     }
 
@@ -327,7 +333,7 @@ mod tests {
         let list = if trusted { vec![a.fingerprint] } else { vec![b.fingerprint] };
         let key = b.fingerprint;
         let server = std::thread::spawn(move || Channel::accept(&b, list, listener.accept().unwrap().0));
-        let host = Host { name: "b".into(), route: Route::Agent { addr, fingerprint: key } };
+        let host = Host { name: "b".into(), via: Via::Agent { addr, fingerprint: key.to_string() } };
         let client = Channel::connect(&a, &host);
         (client, server.join().unwrap())
     }

@@ -37,14 +37,12 @@ pub enum Error {
     #[error("no host named {0} is known here")]
     UnknownHost(String),
     /// A line of the hosts file is wrong.
-    #[error("{path} line {line}: {reason}")]
+    #[error("{path}: {reason}")]
     HostsFile {
         /// File.
         path: String,
-        /// Line number from 1.
-        line: usize,
-        /// What is wrong.
-        reason: &'static str,
+        /// What is wrong, with the line's number.
+        reason: String,
     },
     /// A local file could not be read or written.
     #[error("cannot {doing} {path}")]
@@ -112,9 +110,8 @@ impl From<Error> for Failure {
             }
             Error::Protocol { host, .. } => Failure::new(Kind::Failed, host, message),
             Error::Refused(failure) => failure,
-            Error::HostsFile { path, .. } | Error::File { path, .. } => {
-                Failure::new(Kind::Failed, path, message)
-            }
+            Error::HostsFile { path, reason } => Failure::new(Kind::Failed, path, reason),
+            Error::File { path, .. } => Failure::new(Kind::Failed, path, message),
             Error::Key(_) => Failure::new(Kind::Failed, "host key", message),
         }
     }

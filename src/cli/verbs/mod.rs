@@ -17,6 +17,7 @@ mod r#move;
 mod pause;
 mod port;
 mod ps;
+mod reach;
 mod receive;
 mod resolve;
 mod restore;

@@ -1,14 +1,21 @@
-//! `podmig pause` and `podmig resume`.
+//! `podmig pause` and `podmig resume`: all tasks of a pod stopped in their tracks, and let run on.
 
+use super::reach;
 use crate::base::Failure;
-use crate::cli::{Context, out};
+use crate::cli::Context;
 
-/// Pauses.
-pub fn pause(_ctx: &Context, _pod: &str) -> Result<i32, Failure> {
-    Err(out::not_yet("pause"))
+/// Stops all tasks; no system call of the program ends early by it.
+pub fn pause(ctx: &Context, pod: &str) -> Result<i32, Failure> {
+    let (record, mut client) = reach::running(ctx, pod)?;
+    client.pause()?;
+    reach::told(ctx, record);
+    Ok(0)
 }
 
-/// Resumes.
-pub fn resume(_ctx: &Context, _pod: &str) -> Result<i32, Failure> {
-    Err(out::not_yet("resume"))
+/// Lets them run on.
+pub fn resume(ctx: &Context, pod: &str) -> Result<i32, Failure> {
+    let (record, mut client) = reach::running(ctx, pod)?;
+    client.resume()?;
+    reach::told(ctx, record);
+    Ok(0)
 }

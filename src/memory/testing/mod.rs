@@ -100,10 +100,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Children it stopped end by themselves with the pipe's end only if it can reap them, so ask first.
-        let _ = writeln!(self.stdin, "reap");
-        let mut line = String::new();
-        let _ = self.stdout.read_line(&mut line);
+        // Its children have asked to die with it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

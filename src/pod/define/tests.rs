@@ -186,3 +186,20 @@ fn the_caller_is_read() {
     assert!(c.rlimits.iter().enumerate().all(|(n, l)| l.0 == n as u32));
     assert!(c.umask <= 0o777);
 }
+
+#[test]
+fn the_definitions_that_come_along_are_sound() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("pods");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let mut wanted = read_file(&path, "/").unwrap();
+        // The accounts are made by the packages, which need not be here.
+        wanted.user = None;
+        let spec = resolve(wanted, &caller()).unwrap();
+        assert_eq!(path.file_stem().unwrap().to_str().unwrap(), spec.name.as_str());
+        names.push(spec.name.to_string());
+    }
+    names.sort();
+    assert_eq!(names, ["memcached", "nginx", "python-web", "redis"]);
+}

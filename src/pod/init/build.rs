@@ -30,6 +30,8 @@ fn main() {
         "debuginfo=0",
         "strip=symbols",
         "relocation-model=static",
+        // It lies above 4 GiB (program.ld).
+        "code-model=large",
         "force-unwind-tables=no",
         "link-arg=-nostartfiles",
         "link-arg=-nostdlib",

@@ -57,12 +57,16 @@ const RECVMSG: u64 = 47;
 const CLONE: u64 = 56;
 const WAIT4: u64 = 61;
 const FCNTL: u64 = 72;
+const PRCTL: u64 = 157;
 const EXIT_GROUP: u64 = 231;
+const WAITID: u64 = 247;
 
 const EINTR: i64 = -4;
 const CLONE_PIDFD: u64 = 0x1000;
 const SIGCHLD: u64 = 17;
 const WNOHANG: u64 = 1;
+/// WEXITED | WNOWAIT.
+const PEEK: u64 = 0x0100_0004;
 const WALL: u64 = 0x4000_0000;
 
 #[repr(C)]
@@ -108,6 +112,8 @@ extern "C" fn main() -> ! {
     for fd in [SOCKET, SIGCHLD_FD, LAST_PID] {
         call(FCNTL, [fd, 2, 1, 0, 0, 0]); // F_SETFD, FD_CLOEXEC
     }
+    // Executed by descriptor, it would be called by the descriptor or the memory file.
+    call(PRCTL, [15, c"podmig-init".as_ptr() as u64, 0, 0, 0, 0]); // PR_SET_NAME
     report(wire::HELLO, 0, 1, 0, 0, None);
     let mut fds = [PollFd { fd: SOCKET as i32, events: 1, revents: 0 }, PollFd { fd: SIGCHLD_FD as i32, events: 1, revents: 0 }];
     loop {
@@ -135,7 +141,7 @@ fn reap() {
             return;
         }
         // Whether any child is left: the kernel says ECHILD, without reaping (waitid with WNOWAIT), when none is.
-        let left = call(247, [0, 0, 0, 0x0100_0005 | WALL, 0, 0]);
+        let left = call(WAITID, [0, 0, 0, PEEK | WNOHANG | WALL, 0, 0]);
         report(wire::EXITED, 0, pid as i32, status, u32::from(left < 0), None);
     }
 }

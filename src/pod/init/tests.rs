@@ -3,7 +3,6 @@
 use super::*;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::Read;
-use std::os::fd::AsRawFd;
 
 /// pid 1 run as a plain child of the test, with the test as its monitor.
 struct Init {
@@ -15,19 +14,15 @@ impl Init {
     fn start() -> Init {
         let (ours, theirs) = seqpacket::pair().unwrap();
         let image = image().unwrap();
+        // Above the numbers that pid 1 wants, and inherited by the shell.
+        let high = |fd: OwnedFd| nix::fcntl::fcntl(&fd, nix::fcntl::F_DUPFD(20)).unwrap();
+        let (s, i) = (high(theirs), high(image));
         // The shell arranges the descriptors as the launcher does; signalfd and mask are made by the launcher alone,
         // so this one gets /dev/null for a signalfd: always readable, so it reaps at every wake-up.
-        let script = format!(
-            "exec 3<&{s} 4</dev/null 5>/dev/null; exec /proc/self/fd/{i}",
-            s = theirs.as_raw_fd(),
-            i = image.as_raw_fd()
-        );
-        let child = {
-            for fd in [&theirs, &image] {
-                nix::fcntl::fcntl(fd, nix::fcntl::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
-            }
-            std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap()
-        };
+        let script = format!("exec 3<&{s} {s}<&- 4</dev/null 5>/dev/null; exec /proc/self/fd/{i}");
+        let child = std::process::Command::new("bash").args(["-c", &script]).spawn().unwrap();
+        nix::unistd::close(s).unwrap();
+        nix::unistd::close(i).unwrap();
         Init { child, socket: ours }
     }
 

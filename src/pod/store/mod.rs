@@ -7,7 +7,7 @@ mod places;
 mod record;
 
 pub use places::{Places, make_dir};
-pub use record::{ProcId, Record, SCHEMA, Status};
+pub use record::{MoveMark, ProcId, Record, SCHEMA, Status};
 
 use crate::base::spec::PodSpec;
 use crate::base::{Failure, Kind, PodId, PodName};

@@ -1,5 +1,6 @@
 //! What this host knows of one pod: its definition and its state, as kept on disk.
 
+use crate::base::MoveId;
 use crate::base::spec::PodSpec;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -98,6 +99,15 @@ fn boot_id() -> String {
     text.trim().to_owned()
 }
 
+/// A commit under way: which attempt, and whom to ask what became of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MoveMark {
+    /// The attempt.
+    pub move_id: MoveId,
+    /// Name of the target.
+    pub to: String,
+}
+
 /// What this host knows of one pod.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -133,6 +143,9 @@ pub struct Record {
     /// Host it moved to (or is in doubt with).
     #[serde(default)]
     pub moved_to: Option<String>,
+    /// A commit that was written down and not yet answered.
+    #[serde(default)]
+    pub moving: Option<MoveMark>,
     /// While `incoming`: what this host knew of the same id before, taken up again if nothing comes of it.
     #[serde(default)]
     pub previous: Option<Box<Record>>,
@@ -155,6 +168,7 @@ impl Record {
             exit_status: None,
             ip: None,
             moved_to: None,
+            moving: None,
             previous: None,
         }
     }

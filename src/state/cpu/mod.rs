@@ -1,5 +1,8 @@
 //! A thread's registers, extended state, and the per-thread kernel pointers set up by its C library.
 
+pub mod collect;
+pub mod restore;
+
 use serde::{Deserialize, Serialize};
 
 /// General purpose registers, in the order of `struct user_regs_struct` (x86-64, `sys/user.h`).

@@ -1,6 +1,7 @@
 //! Credentials and the walls a thread stands behind.
 
 pub mod collect;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
 

@@ -4,10 +4,10 @@
 //! GiB of 4 KiB pages here, too much for a freeze. So flags are read while the program runs ([`Known`]), and at
 //! the freeze `smaps` is read only when a mapping is there whose flags do not follow from what was known, and
 //! only as far as that mapping. They follow when the mapping is unchanged, has grown (the kernel lets mappings
-//! of unlike flags neither grow into one another nor merge), or has lost a part or changed its protection
-//! without a neighbour that could be the other part of a split by madvise(2). What this cannot see: madvise
-//! over exactly a whole mapping, or another kind of mapping made exactly in its place, between the last look and
-//! the freeze; mlock(2) is seen by `VmLck`.
+//! of unlike flags neither grow into one another nor merge), or has lost a part without a neighbour that could
+//! be the other part of a split by madvise(2). What this cannot see: madvise over exactly a whole mapping, or a
+//! mapping of the same protection and other flags made in its place, between the last look and the freeze;
+//! mlock(2) is seen by `VmLck`.
 
 use super::files::{Asked, Behind, FileTable};
 use super::{Backing, Borders, MmId, MmLayout, Vma, VmaFlags};
@@ -79,9 +79,9 @@ impl Known {
     fn infer(&self, lines: &[Line<'_>], i: usize) -> Option<(VmFlags, u32)> {
         let line = &lines[i];
         let first = self.seen.partition_point(|s| s.range.end <= line.range.start);
-        let mut over = self.seen[first..].iter().take_while(|s| s.range.start < line.range.end);
-        let old = over.next()?;
-        if !old.same_backing(line) || over.any(|o| (o.flags, o.pkey) != (old.flags, old.pkey)) {
+        let over = || self.seen[first..].iter().take_while(|s| s.range.start < line.range.end);
+        let old = over().find(|o| o.perms == line.perms && o.same_backing(line))?;
+        if over().any(|o| (o.flags, o.pkey) != (old.flags, old.pkey)) {
             return None;
         }
         let whole = line.range.start <= old.range.start && old.range.end <= line.range.end;

@@ -3,6 +3,7 @@
 pub mod collect;
 pub mod files;
 pub mod hole;
+pub mod restore;
 
 use super::object::ObjectId;
 use crate::base::AddrRange;

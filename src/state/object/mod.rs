@@ -1,6 +1,7 @@
 //! Objects: content that belongs to the pod, is reached through a handle, and travels with it.
 
 pub mod collect;
+pub mod restore;
 
 use serde::{Deserialize, Serialize};
 

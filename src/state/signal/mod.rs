@@ -1,5 +1,8 @@
 //! Signals: handlers, masks, queues, alternate stacks.
 
+pub mod collect;
+pub mod restore;
+
 use serde::{Deserialize, Serialize};
 
 /// One `rt_sigaction` entry as the kernel keeps it (`struct kernel_sigaction`, x86-64).

@@ -76,17 +76,20 @@ pub fn thread_status(proc: &Proc, tid: i32, buf: &mut Vec<u8>) -> Result<Status,
     Status::parse(buf).ok_or_else(Error::odd(tid, "status"))
 }
 
-/// The family as data, parents before children. `init` is the host pid of the pod's pid 1. What does not fit into
-/// one family is told in `found`.
-pub fn family(all: &[Facts], init: i32, found: &mut Vec<Blocker>) -> Vec<ProcNode> {
-    let pids: HashMap<i32, i32> = all.iter().map(|f| (f.host, f.pid())).chain([(init, 1)]).collect();
+/// The family as data, parents before children. `init` is the host pid of the pod's pid 1, with its `status`. What
+/// does not fit into one family is told in `found`.
+pub fn family(all: &[Facts], init: (i32, &Status), found: &mut Vec<Blocker>) -> Vec<ProcNode> {
+    let pids: HashMap<i32, i32> = all.iter().map(|f| (f.host, f.pid())).chain([(init.0, 1)]).collect();
     let mut left: Vec<ProcNode> = Vec::with_capacity(all.len());
     for facts in all {
         let pid = facts.pid();
         let last = |ids: &[i32]| ids.last().copied().unwrap_or(0);
         let (pgid, sid) = (last(&facts.status.ns_pgid), last(&facts.status.ns_sid));
-        if pgid == 0 || sid == 0 {
-            let what = if sid == 0 { "session" } else { "process group" };
+        // 0: the leader is outside the pod; which is well if init is a member, too.
+        let outside = |id, ids: &[i32], inits: &[i32]| id == 0 && ids.first() != inits.first();
+        let no_session = outside(sid, &facts.status.ns_sid, &init.1.ns_sid);
+        if no_session || outside(pgid, &facts.status.ns_pgid, &init.1.ns_pgid) {
+            let what = if no_session { "session" } else { "process group" };
             found.push(blocker(
                 "session",
                 pid,

@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod plan;
+pub mod restore;
 
 use super::{cpu, cred, fd, signal, timer};
 use serde::{Deserialize, Serialize};

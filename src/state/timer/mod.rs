@@ -1,5 +1,8 @@
 //! Interval timers and POSIX timers. (timerfd is a descriptor: see `event`.)
 
+pub mod collect;
+pub mod restore;
+
 use serde::{Deserialize, Serialize};
 
 /// An `itimerval` in nanoseconds.

@@ -91,7 +91,12 @@ fn peek_stream(off: &PeekOffset) -> Result<Vec<Raw>, Errno> {
         };
         // A read goes on through pieces without descriptors and stops after one with them: that one may begin in
         // the middle of what was read, and its descriptors belong to its own first byte.
-        let plain = if got.fds.is_empty() { 0 } else { bytes_before_fds(off, at, got.len, &mut buf)? };
+        let plain = if got.fds.is_empty() {
+            0
+        } else {
+            off.set(at)?;
+            sock::peek_boundary(off.fd, got.len)?
+        };
         if plain > 0 {
             all.push(Raw { data: buf[..plain].to_vec(), fds: vec![], from: None, cred: got.cred });
             at += plain;
@@ -109,19 +114,6 @@ fn peek_stream(off: &PeekOffset) -> Result<Vec<Raw>, Errno> {
         at += got.len;
         all.push(Raw { data: buf[..got.len].to_vec(), fds: got.fds, from: None, cred: got.cred });
     }
-}
-
-/// Of `len` bytes from `at`, which came with descriptors: how many lie before the piece that has them.
-fn bytes_before_fds(off: &PeekOffset, at: usize, len: usize, buf: &mut [u8]) -> Result<usize, Errno> {
-    // Reading k bytes gives the descriptors if and only if k > the answer.
-    let (mut without, mut with) = (0, len);
-    while with - without > 1 {
-        let k = without + (with - without) / 2;
-        off.set(at)?;
-        let got = sock::recv(off.fd, &mut buf[..k], libc::MSG_PEEK | libc::MSG_DONTWAIT)?;
-        if got.fds.is_empty() { without = k } else { with = k }
-    }
-    Ok(without)
 }
 
 #[cfg(test)]

@@ -1,0 +1,84 @@
+//! How verbs reach a pod: its record, its monitor, and what stands in the way.
+
+use crate::base::{Failure, Kind};
+use crate::cli::{Context, out, shape};
+use crate::kernel::clone;
+use crate::pod::client::Client;
+use crate::pod::store::{Record, Status};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
+
+/// How long a monitor that stopped listening may take to end, in milliseconds.
+const PATIENCE: u16 = 5000;
+
+/// The pod by name or id, unless it lives on another host (8) or that is in doubt (6).
+pub fn known(ctx: &Context, name: &str) -> Result<Record, Failure> {
+    let record = ctx.store.find_here(name)?;
+    match record.status {
+        Status::InDoubt => Err(in_doubt(&record)),
+        _ => Ok(record),
+    }
+}
+
+/// The failure for a pod whose move has not been decided.
+pub fn in_doubt(record: &Record) -> Failure {
+    let name = record.spec.name.as_str();
+    let host = record.moved_to.as_deref().unwrap_or("another host");
+    Failure::new(Kind::InDoubt, name, format!("it was being moved to {host}, which has not answered yet"))
+        .remedy(format!("`podmig resolve {name} --here|--there` if that host is gone for good"))
+}
+
+/// The pod and its monitor; a pod that does not run is an error.
+pub fn running(ctx: &Context, name: &str) -> Result<(Record, Client), Failure> {
+    let record = known(ctx, name)?;
+    if !record.status.is_here() {
+        return Err(not_running(&record));
+    }
+    match Client::connect(&ctx.store, &record) {
+        Ok(client) => Ok((record, client)),
+        Err(f) => match ended_meanwhile(ctx, &record) {
+            Some(now) => Err(not_running(&now)),
+            None => Err(f),
+        },
+    }
+}
+
+/// For a pod whose monitor does not answer: it may be about to end. Waits for that, bounded; the record then, `None`
+/// when the pod still counts as running.
+pub fn ended_meanwhile(ctx: &Context, record: &Record) -> Option<Record> {
+    if let Some(monitor) = record.monitor.as_ref().filter(|m| m.alive())
+        && let Ok(pidfd) = clone::pidfd_open(monitor.pid)
+    {
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        // Interrupted or not: the record tells.
+        let _ = poll(&mut fds, PollTimeout::from(PATIENCE));
+    }
+    let now = again(ctx, record.clone());
+    (!now.status.is_here()).then_some(now)
+}
+
+/// The failure for a pod that does not run.
+pub fn not_running(record: &Record) -> Failure {
+    let name = record.spec.name.as_str();
+    let text = match (record.status, record.exit_status) {
+        (Status::Exited, Some(status)) => format!("it is not running: it ended with status {status}"),
+        (status, _) => format!("it is not running: it is {status}"),
+    };
+    let f = Failure::new(Kind::Failed, name, text);
+    if record.status.is_ended() { f.remedy(format!("`podmig start {name}` starts it again")) } else { f }
+}
+
+/// The pod's record as it is now; what is forgotten already (`--rm`) is told as it was last.
+pub fn again(ctx: &Context, record: Record) -> Record {
+    match ctx.store.get(&record.spec.id) {
+        Ok(Some(now)) => now,
+        _ => Record { status: Status::Exited, monitor: None, init_pid: None, cmd_pid: None, ..record },
+    }
+}
+
+/// With `--json` the pod as it is now; otherwise silence is success.
+pub fn told(ctx: &Context, record: Record) {
+    if ctx.json {
+        out::json(&shape::Pod::new(&again(ctx, record)));
+    }
+}

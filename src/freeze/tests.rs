@@ -1,0 +1,1 @@
+//! Pods stopped, paused, released: on the real kernel.

@@ -1,0 +1,332 @@
+//! Asynchronous write protection: a userfaultfd per address space, everything but its making from outside. A scan
+//! reports the pages written since the last one and protects them again, page by page in one step.
+
+use super::sent::Look;
+use super::shared::{Mapping, Touch};
+use super::{MakeUserfaultfd, MmLook, Watch};
+use crate::base::AddrRange;
+use crate::kernel::pagemap::{self, PageIs, Pagemap, Query};
+use crate::kernel::uffd::Uffd;
+use crate::memory::content::{self, Class, class};
+use crate::memory::{Error, PageSet};
+use crate::state::mm::{MmId, MmLayout, Vma, VmaFlags};
+use nix::errno::Errno;
+use std::collections::HashMap;
+
+/// Small mappings are scanned together up to this many bytes: when one of them turns out to be unregistered, what the
+/// scan had done to the others is not told, and all are wholly dirty.
+const GROUP: u64 = 2 << 20;
+
+/// One address space being watched.
+struct Watched {
+    pid: i32,
+    /// Counts up with every address space watched.
+    generation: u64,
+    /// Closing it ends every registration.
+    uffd: Uffd,
+    map: Pagemap,
+    /// What we registered; the kernel may have dropped some of it since (then a scan says EPERM).
+    registered: PageSet,
+}
+
+/// The way.
+#[derive(Default)]
+pub(super) struct WpAsync {
+    watched: HashMap<MmId, Watched>,
+    generation: u64,
+}
+
+/// Why a look at one range ended.
+enum Stop {
+    /// A mapping in it is not registered; what was protected before is not told.
+    Unregistered,
+    /// The address space is gone.
+    NewMm,
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(e: Error) -> Self {
+        Self::Failed(e)
+    }
+}
+
+impl Watch for WpAsync {
+    fn watch(&mut self, mm: MmId, host_pid: i32, make: &mut dyn MakeUserfaultfd) -> Result<(), Error> {
+        let map = content::open_pagemap(host_pid)?;
+        let uffd = Uffd::adopt(make.userfaultfd(host_pid)?).map_err(|source| Error::Track {
+            pid: host_pid,
+            what: "its userfaultfd cannot be set up",
+            source,
+        })?;
+        self.generation += 1;
+        let generation = self.generation;
+        self.watched.insert(mm, Watched { pid: host_pid, generation, uffd, map, registered: PageSet::new() });
+        Ok(())
+    }
+
+    fn look(&mut self, layout: &MmLayout, last: bool) -> Result<Option<MmLook>, Error> {
+        let Some(watched) = self.watched.get_mut(&layout.mm) else { return Ok(None) };
+        match watched.look(layout, last) {
+            Ok(found) => Ok(Some(found)),
+            Err(Stop::NewMm) => {
+                self.watched.remove(&layout.mm);
+                Ok(None)
+            }
+            Err(Stop::Failed(e)) => Err(e),
+            // `look` settles these itself; one that is left over is a mapping that cannot be held still.
+            Err(Stop::Unregistered) => Err(Error::Track {
+                pid: watched.pid,
+                what: "a mapping loses its registration",
+                source: Errno::EPERM,
+            }),
+        }
+    }
+
+    fn retain(&mut self, keep: &dyn Fn(MmId) -> bool) {
+        self.watched.retain(|mm, _| keep(*mm));
+    }
+}
+
+/// Pages written since the last scan; protects them again.
+fn written_query(class: Class) -> Query {
+    let mut not = if pagemap::has_guard() { PageIs::GUARD } else { PageIs::empty() };
+    if class == Class::Cow {
+        not |= PageIs::FILE; // the file's own pages are neither content nor worth protecting
+    }
+    Query {
+        invert: not,
+        mask: not | PageIs::WRITTEN,
+        anyof: PageIs::PRESENT | PageIs::SWAPPED,
+        ret: PageIs::PFNZERO | PageIs::PRESENT,
+        protect: true,
+    }
+}
+
+/// Pages that are not present; those swapped out are told apart, except guards.
+fn absent_query() -> Query {
+    let guard = if pagemap::has_guard() { PageIs::GUARD } else { PageIs::empty() };
+    Query { invert: PageIs::PRESENT, mask: PageIs::PRESENT, ret: PageIs::SWAPPED | guard, ..Query::default() }
+}
+
+fn tracked(vma: &Vma) -> bool {
+    class(vma) != Class::Nothing
+}
+
+impl Watched {
+    fn look(&mut self, layout: &MmLayout, last: bool) -> Result<MmLook, Stop> {
+        let mut out = MmLook {
+            look: Look {
+                mapped: content::private_ranges(layout),
+                filed: content::cow_ranges(layout),
+                ..Look::default()
+            },
+            touches: Vec::new(),
+        };
+        // Mappings whose state is not known this time, and mappings that are wholly dirty.
+        let mut unseen = PageSet::new();
+        let mut fresh = self.register_new(layout, last, &mut unseen)?;
+        for (class, range) in content::scan_groups(layout, GROUP) {
+            if !matches!(class, Class::Anon | Class::Cow) {
+                continue;
+            }
+            match self.written(class, range, &mut out.look) {
+                Err(Stop::Unregistered) => {
+                    let inside = |v: &&Vma| v.range.start >= range.start && v.range.end <= range.end;
+                    for vma in layout.vmas.iter().filter(inside) {
+                        self.written_or_stale(vma, last, &mut unseen, &mut out.look)?;
+                        fresh.insert(vma.range);
+                    }
+                }
+                other => other?,
+            }
+            self.absent(class, range, &mut out.look)?;
+        }
+        self.look_fresh(layout, &fresh, &mut out.look)?;
+        for vma in layout.vmas.iter() {
+            if let Class::Object { object, offset } = class(vma) {
+                out.touches.push((object, self.touch(layout.mm, vma, offset, last, &fresh, &mut unseen)?));
+            }
+        }
+        out.look.mapped = out.look.mapped.subtract(&unseen);
+        Ok(out)
+    }
+
+    /// Registers what is not registered yet, as few calls as can be, and returns those ranges.
+    fn register_new(&mut self, layout: &MmLayout, last: bool, unseen: &mut PageSet) -> Result<PageSet, Stop> {
+        let wanted: PageSet = layout.vmas.iter().filter(|v| tracked(v)).map(|v| v.range).collect();
+        let fresh = wanted.subtract(&self.registered);
+        // What is gone from the layout lost its registration with its mapping.
+        self.registered = self.registered.intersect(&wanted);
+        if fresh.is_empty() {
+            return Ok(fresh);
+        }
+        for group in layout.vmas.chunk_by(|a, b| tracked(a) == tracked(b)).filter(|g| tracked(&g[0])) {
+            let range = AddrRange::new(group[0].range.start, group[group.len() - 1].range.end);
+            if fresh.within(range).is_empty() {
+                continue;
+            }
+            if self.uffd.register(range).is_ok() {
+                group.iter().for_each(|v| self.registered.insert(v.range));
+                continue;
+            }
+            for vma in group {
+                if !self.registered.covers(vma.range) {
+                    self.register(vma, last, unseen)?;
+                }
+            }
+        }
+        Ok(fresh)
+    }
+
+    /// Registers one mapping, or notes that it cannot be seen this time.
+    fn register(&mut self, vma: &Vma, last: bool, unseen: &mut PageSet) -> Result<(), Stop> {
+        match self.uffd.register(vma.range) {
+            Ok(()) => self.registered.insert(vma.range),
+            Err(Errno::ENOMEM) => return Err(Stop::NewMm),
+            // A shared mapping of something opened for reading only: nobody can write through it.
+            Err(Errno::EPERM) if !vma.flags.contains(VmaFlags::WRITE) => {}
+            Err(Errno::EBUSY) => {
+                let what = "a mapping is already registered with a userfaultfd of the program";
+                return Err(Error::Track { pid: self.pid, what, source: Errno::EBUSY }.into());
+            }
+            Err(source) if last => {
+                let what = "a mapping cannot be registered";
+                return Err(Error::Track { pid: self.pid, what, source }.into());
+            }
+            Err(_) => unseen.insert(vma.range), // gone since the layout was read
+        }
+        Ok(())
+    }
+
+    fn stop(&self, range: AddrRange, e: Errno) -> Stop {
+        match e {
+            Errno::EPERM => Stop::Unregistered,
+            Errno::ESRCH => Stop::NewMm,
+            e => Stop::Failed(content::scan_error(self.pid, range, e)),
+        }
+    }
+
+    /// Adds the pages of a private range written since the last look, and protects them. Nothing is added on error.
+    fn written(&self, class: Class, range: AddrRange, look: &mut Look) -> Result<(), Stop> {
+        let (mut dirty, mut zeroed) = (PageSet::new(), PageSet::new());
+        let scan = self.map.scan(range, &written_query(class), |r| {
+            // Over a file the page of zeros is content like any other.
+            let zero = r.is.contains(PageIs::PFNZERO) && class == Class::Anon;
+            if zero { zeroed.insert(r.range) } else { dirty.insert(r.range) }
+        });
+        scan.map_err(|e| self.stop(range, e))?;
+        look.dirty.add(&dirty);
+        look.zeroed.add(&zeroed);
+        Ok(())
+    }
+
+    /// The same for one mapping; a lost registration is made anew (the caller takes the mapping as wholly dirty).
+    fn written_or_stale(
+        &mut self,
+        vma: &Vma,
+        last: bool,
+        unseen: &mut PageSet,
+        look: &mut Look,
+    ) -> Result<(), Stop> {
+        let range = PageSet::from_iter([vma.range]);
+        match self.written(class(vma), vma.range, look) {
+            Err(Stop::Unregistered) => {}
+            other => return other,
+        }
+        self.registered = self.registered.subtract(&range);
+        self.register(vma, last, unseen)?;
+        if self.registered.covers(vma.range) {
+            match self.written(class(vma), vma.range, look) {
+                Err(Stop::Unregistered) if !last => {
+                    // Replaced again under our hands: new for the next round.
+                    self.registered = self.registered.subtract(&range);
+                    unseen.insert(vma.range);
+                }
+                other => return other,
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the pages of a private range that are not there.
+    fn absent(&self, class: Class, range: AddrRange, look: &mut Look) -> Result<(), Stop> {
+        if class == Class::Anon {
+            let scan = self.map.scan(range, &absent_query(), |r| {
+                if !r.is.contains(PageIs::SWAPPED) || r.is.contains(PageIs::GUARD) {
+                    look.absent.insert(r.range);
+                }
+            });
+            return scan.map_err(|e| self.stop(range, e));
+        }
+        // Over a file "present" may be the file's page, so the copied ones are listed. A marker left by MADV_DONTNEED
+        // cannot be told from a page swapped out: these are sent again each time (reading a marker gives the file's page).
+        let mut copied = PageSet::new();
+        let scan = content::populated(&self.map, class, range, |r| {
+            copied.insert(r.range);
+            if !r.is.contains(PageIs::PRESENT) {
+                look.dirty.insert(r.range);
+            }
+        });
+        scan.map_err(|e| self.stop(range, e))?;
+        look.absent.add(&look.filed.within(range).subtract(&copied));
+        Ok(())
+    }
+
+    /// Adds all content of mappings that are new, whatever their bits say.
+    fn look_fresh(&self, layout: &MmLayout, fresh: &PageSet, look: &mut Look) -> Result<(), Stop> {
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let mut content = PageSet::new();
+        for (class, range) in content::scan_groups(layout, GROUP) {
+            let part = fresh.within(range);
+            if !matches!(class, Class::Anon | Class::Cow) {
+                continue;
+            }
+            for r in part.ranges() {
+                content::populated(&self.map, class, *r, |r| content.insert(r.range))
+                    .map_err(|e| self.stop(*r, e))?;
+            }
+        }
+        look.dirty.add(&content);
+        Ok(())
+    }
+
+    /// What was written through one mapping of a shared object.
+    fn touch(
+        &mut self,
+        mm: MmId,
+        vma: &Vma,
+        offset: u64,
+        last: bool,
+        fresh: &PageSet,
+        unseen: &mut PageSet,
+    ) -> Result<Touch, Stop> {
+        let writable = vma.flags.contains(VmaFlags::WRITE);
+        let mapping = Mapping { mm, generation: self.generation, range: vma.range, offset, writable };
+        let mut touch = Touch { mapping, dirty: PageSet::new(), stale: !fresh.within(vma.range).is_empty() };
+        let range = PageSet::from_iter([vma.range]);
+        if !self.registered.covers(vma.range) {
+            touch.stale = writable || !unseen.within(vma.range).is_empty();
+            return Ok(touch);
+        }
+        let scan = |me: &Self, dirty: &mut PageSet| {
+            me.map.scan(vma.range, &written_query(class(vma)), |r| {
+                let start = r.range.start - vma.range.start + offset;
+                dirty.insert(AddrRange::new(start, start + r.range.len()));
+            })
+        };
+        match scan(self, &mut touch.dirty) {
+            Ok(()) => return Ok(touch),
+            Err(Errno::EPERM) => touch.stale = true,
+            Err(e) => return Err(self.stop(vma.range, e)),
+        }
+        self.registered = self.registered.subtract(&range);
+        self.register(vma, last, unseen)?;
+        if self.registered.covers(vma.range) && scan(self, &mut touch.dirty).is_err() {
+            self.registered = self.registered.subtract(&range); // new for the next round
+        }
+        Ok(touch)
+    }
+}

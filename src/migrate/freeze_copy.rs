@@ -1,0 +1,226 @@
+//! Stop-and-copy and commitment at the source: what happens between the last instruction here and the first there.
+//!
+//! Order, and why:
+//! 1. hold and capture the link, so that no peer sees half a pod;
+//! 2. stop every thread, read what needs the thread itself (batches);
+//! 3. freeze the cgroup over the stops and let go of them: from here our death changes nothing, the pod stands still
+//!    until its monitor thaws it;
+//! 4. read descriptors and sockets (TCP in repair, which the monitor was told of before);
+//! 5. send the pages and the state; the target builds meanwhile;
+//! 6. `Prepared` → commit on disk → `Commit`. The point of no return.
+
+use super::report::Outcome;
+use super::sink::Sink;
+use super::source::{Mover, out_of_turn};
+use crate::base::{Decision, Failure, Kind};
+use crate::freeze::{self, PodTasks};
+use crate::image::record::{NetFrame, Record};
+use crate::kernel::cgroup::Freezer;
+use crate::memory::{self, Feed, Reader};
+use crate::net::Capture;
+use crate::pod::moving;
+use crate::state::Tree;
+use crate::state::source::Source;
+use crate::wire::channel::{Channel, Incoming};
+use crate::wire::message::Message;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Threads that read pages ahead of the stream.
+const READERS: usize = 1;
+/// How long to wait for `Activated` before the pod counts as in doubt.
+const DOUBT: Duration = Duration::from_secs(5);
+
+impl Mover<'_> {
+    pub(super) fn ask(&mut self, request: moving::Request) -> Result<moving::Reply, Failure> {
+        self.client.moving(request)
+    }
+
+    /// Steps 1 to 5. On return the target has everything.
+    pub(super) fn stop_and_copy(&mut self, source: &mut Source, sent: &Tree) -> Result<Capture, Failure> {
+        self.stage("stop-and-copy")?;
+        let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
+        capture.start()?;
+        self.watch.lap("capture");
+        self.held = Some(Instant::now());
+        if let moving::Reply::Held { since_ns } = self.ask(moving::Request::Hold)? {
+            capture.since(Engaged { since: UNIX_EPOCH + Duration::from_nanos(since_ns) });
+        }
+        self.watch.lap("hold");
+        self.frozen = Some(Instant::now());
+        let mut stopped = freeze::stop_all(&self.tasks())?;
+        self.watch.lap("stop");
+        let at_freeze = source.tree(&mut stopped)?;
+        self.watch.lap("tree");
+        if at_freeze.tree != *sent {
+            self.sink.record(&Record::Tree(Box::new(at_freeze.tree.clone())))?;
+        }
+        let feed = self.start_reading(source, &at_freeze)?;
+        self.watch.lap("scan");
+        let mut state = source.collect(&at_freeze, &mut stopped)?;
+        self.watch.lap("collect");
+        stopped.freeze_cgroup()?;
+        stopped.leave_frozen()?;
+        self.ask(moving::Request::Frozen)?;
+        self.watch.lap("freeze");
+        self.collect_files(source, &mut state)?;
+        self.watch.lap("files");
+        self.send_pages(&feed)?;
+        self.watch.lap("pages");
+        self.sink.record(&Record::State(Box::new(state)))?;
+        self.watch.lap("state");
+        Ok(capture)
+    }
+
+    fn send_pages(&mut self, feed: &Feed) -> Result<(), Failure> {
+        let mut head = Vec::new();
+        while let Some(chunk) = feed.next() {
+            let chunk = chunk?;
+            head.clear();
+            head.extend_from_slice(&[0; 4]);
+            chunk.encode_header(&mut head);
+            let len = u32::try_from(head.len() - 4).unwrap_or(u32::MAX);
+            head[..4].copy_from_slice(&len.to_le_bytes());
+            self.sink.pages(&head, chunk.data())?;
+            self.pages.0 += 1;
+            self.pages.1 += (head.len() + chunk.data().len()) as u64;
+            for run in &chunk.runs {
+                let pages = run.len / PAGE;
+                if run.zero {
+                    self.report.zero_pages += pages;
+                } else {
+                    self.report.pages_sent += pages;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 6, into a peer; for an image: the end is written, then the pod ends or goes on here.
+    pub(super) fn commit(&mut self, mut capture: Capture) -> Result<(), Failure> {
+        match &mut self.sink {
+            Sink::Peer(_) => self.commit_to_peer(&mut capture),
+            Sink::File { .. } => self.close_image(&mut capture),
+        }
+    }
+
+    fn commit_to_peer(&mut self, capture: &mut Capture) -> Result<(), Failure> {
+        self.sink.channel()?.message(&Message::Seal)?;
+        match self.sink.channel()?.expect(self.order.timeout)? {
+            Message::Prepared { stages } => self.report.add_stages(&stages),
+            other => return Err(out_of_turn(self.sink.channel()?, &other)),
+        }
+        self.watch.lap("prepared");
+        let frames = frames(capture)?;
+        self.sink.record(&Record::Frames(frames))?;
+        self.ask(moving::Request::Commit)?;
+        self.watch.lap("journal");
+        // From here nothing may be taken back on our own account: every way out is the target's word, or doubt.
+        let said = self.sink.channel().and_then(|c| c.message(&Message::Commit).map_err(Failure::from));
+        let verdict = said.and_then(|()| self.await_activation(capture));
+        let decision = match verdict {
+            Ok(decision) => decision,
+            Err(lost) => return self.settle_by_monitor(&lost),
+        };
+        let now = Instant::now();
+        let us = |since: Option<Instant>| since.map_or(0, |t| now.duration_since(t).as_micros() as u64);
+        self.report.frozen_us = us(self.frozen);
+        self.report.downtime_us = us(self.held);
+        self.watch.lap("activated");
+        let settled = self.ask(moving::Request::Settle(decision));
+        match decision {
+            Decision::Committed => {
+                self.report.outcome = Outcome::Moved;
+                if let Err(e) = settled {
+                    self.report.warnings.push(format!("the source could not be cleaned up: {}", e.message));
+                }
+                self.watch.lap("cleanup");
+                Ok(())
+            }
+            Decision::Aborted => Err(Failure::new(
+                Kind::BeforeCommit,
+                self.name(),
+                format!("{} gave up before the commit arrived", self.order.to.name()),
+            )),
+        }
+    }
+
+    /// Frames go on arriving here until the link is gone: they follow the commit.
+    fn await_activation(&mut self, capture: &mut Capture) -> Result<Decision, Failure> {
+        let until = Instant::now() + DOUBT;
+        loop {
+            let channel = self.sink.channel()?;
+            if channel.wait_readable(Duration::from_millis(1))? {
+                match channel.expect(DOUBT)? {
+                    Message::Activated { stages, dns, publish: _ } => {
+                        self.report.add_stages(&stages);
+                        self.report.dns = dns;
+                        return Ok(Decision::Committed);
+                    }
+                    Message::Decided(decision) => return Ok(decision),
+                    other => return Err(out_of_turn(channel, &other)),
+                }
+            }
+            let late = frames(capture)?;
+            if !late.is_empty() {
+                self.sink.record(&Record::Frames(late))?;
+            }
+            if Instant::now() >= until {
+                return Err(Failure::new(Kind::InDoubt, self.name(), "no answer to the commit"));
+            }
+        }
+    }
+
+    /// Contact was lost after the commit: the monitor asks the target; we wait a while for what it learns.
+    fn settle_by_monitor(&mut self, lost: &Failure) -> Result<(), Failure> {
+        let to = self.order.to.name();
+        match self.client.resolved(DOUBT) {
+            Ok(Some(Decision::Committed)) => {
+                self.report.outcome = Outcome::Moved;
+                self.report.warnings.push(format!("contact was lost after the commit ({})", lost.message));
+                Ok(())
+            }
+            Ok(Some(Decision::Aborted)) => {
+                Err(Failure::new(Kind::BeforeCommit, self.name(), format!("{to} did not take it: {}", lost.message)))
+            }
+            _ => Err(Failure::new(
+                Kind::InDoubt,
+                self.name(),
+                format!("{to} has not said whether it has the pod: {}", lost.message),
+            )
+            .remedy(format!(
+                "the pod stays frozen here and goes on asking; if {to} is gone for good: `podmig resolve {} --here`",
+                self.name()
+            ))),
+        }
+    }
+
+    fn close_image(&mut self, capture: &mut Capture) -> Result<(), Failure> {
+        let frames = frames(capture)?;
+        self.sink.record(&Record::Frames(frames))?;
+        let (page_frames, page_bytes) = self.pages;
+        self.sink.record(&Record::End { page_frames, page_bytes })?;
+        let name = self.order.to.name();
+        self.report.bytes_sent = self.sink.sent();
+        let done = self.sink.finish();
+        done.map_err(|e| e.failure(&name))?;
+        self.watch.lap("sync");
+        let end = if self.order.leave_running { moving::Request::Abort } else { moving::Request::Written };
+        self.ask(end)?;
+        self.report.outcome = Outcome::Checkpointed;
+        self.report.frozen_us = self.frozen.map_or(0, |t| t.elapsed().as_micros() as u64);
+        self.report.downtime_us = self.held.map_or(0, |t| t.elapsed().as_micros() as u64);
+        Ok(())
+    }
+}
+
+/// What was captured since the last look, in the image's words.
+fn frames(capture: &mut Capture) -> Result<Vec<NetFrame>, Failure> {
+    let frames = capture.drain()?;
+    Ok(frames.into_iter().map(|f| NetFrame { vnet_hdr: f.vnet_hdr, bytes: f.bytes }).collect())
+}
+
+fn no_thread(error: std::io::Error) -> Failure {
+    Failure::new(Kind::Failed, "podmig", format!("cannot start a thread: {}", crate::kernel::errno_text(&error)))
+}

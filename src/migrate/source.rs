@@ -1,0 +1,272 @@
+//! The source's end: a mover takes a pod through the stages, into a peer or into an image file.
+//!
+//! Contract of [`run`]: `Ok`: the pod no longer runs here and never will again (or goes on here, for an image with
+//! `--leave-running`). `Err` before the commit point: it runs here as before. `Err` of kind `InDoubt`: only the
+//! target's record knows, and the pod's monitor goes on asking.
+//!
+//! The mover holds nothing that its death could leave half done: what it changes in the pod it tells the pod's
+//! monitor first, and the monitor takes it back when the connection closes.
+
+use super::facts;
+use super::order::{Destination, Order};
+use super::report::{Outcome, Report, Stopwatch};
+use super::sink::Sink;
+use crate::base::{Blocker, Failure, Kind, MoveId};
+use crate::image::file::ImageWriter;
+use crate::image::record::{Manifest, Record};
+use crate::pod::client::Client;
+use crate::pod::moving::{self, Stage};
+use crate::pod::proto::Info;
+use crate::pod::store::{self, Store};
+use crate::state::Tree;
+use crate::state::source::{PodView, Source};
+use crate::wire::channel::Channel;
+use crate::wire::hello::{self, Hello};
+use crate::wire::identity::Identity;
+use crate::wire::message::Message;
+use std::time::{Duration, Instant};
+
+/// How long the target may take for an answer that needs little work.
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
+/// How much of the log travels, bytes.
+const LOG_TAIL: u64 = 64 << 10;
+
+/// A mover at work.
+pub(super) struct Mover<'a> {
+    pub(super) order: &'a Order,
+    pub(super) store: &'a Store,
+    pub(super) pod: store::Record,
+    pub(super) client: Client,
+    pub(super) info: Info,
+    pub(super) sink: Sink,
+    pub(super) move_id: MoveId,
+    pub(super) report: &'a mut Report,
+    pub(super) watch: Stopwatch,
+    /// When the first thread was stopped.
+    pub(super) frozen: Option<Instant>,
+    /// When the link was held.
+    pub(super) held: Option<Instant>,
+    /// Page frames and bytes sent.
+    pub(super) pages: (u64, u64),
+}
+
+/// Moves or checkpoints `pod` (a running one). The report is filled as far as things got.
+///
+/// # Errors
+/// See the module's contract; `Refused` lists the blockers, nothing was frozen.
+pub fn run(
+    store: &Store,
+    me: &Identity,
+    pod: store::Record,
+    order: &Order,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let watch = Stopwatch::start("source");
+    let mut sink = open(me, order)?;
+    let ours = facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
+    let blockers = match &mut sink {
+        Sink::Peer(channel) => greet(channel, &ours)?,
+        Sink::File { .. } => Vec::new(),
+    };
+    let mut client = Client::connect(store, &pod)?;
+    let info = client.info()?;
+    let move_id = MoveId::from_bits(random());
+    client.moving(moving::Request::Begin { move_id: move_id.clone(), to: order.to.name() })?;
+    let (frozen, held, pages) = (None, None, (0, 0));
+    let mut mover =
+        Mover { order, store, pod, client, info, sink, move_id, report, watch, frozen, held, pages };
+    mover.watch.lap("connect");
+    let done = mover.stages(blockers);
+    mover.close_report();
+    match done {
+        Err(failure) if failure.kind != Kind::InDoubt => Err(mover.take_back(failure)),
+        done => done,
+    }
+}
+
+/// 64 random bits.
+pub(super) fn random() -> u64 {
+    let mut bytes = [0; 8];
+    let _ = std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes));
+    u64::from_ne_bytes(bytes)
+}
+
+fn open(me: &Identity, order: &Order) -> Result<Sink, Failure> {
+    match &order.to {
+        Destination::Host(host) => Ok(Sink::Peer(Box::new(Channel::connect(me, host)?))),
+        Destination::File(path) => {
+            let name = path.display().to_string();
+            let image = ImageWriter::create(path).map_err(|e| e.failure(&name))?;
+            Ok(Sink::File { image: Box::new(image), name })
+        }
+        Destination::Stdout => Ok(Sink::File { image: Box::new(ImageWriter::stdout()), name: "-".into() }),
+    }
+}
+
+/// Exchanges hellos; what the target lacks is returned.
+///
+/// # Errors
+/// No version in common, or the peer is gone.
+pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<Vec<Blocker>, Failure> {
+    channel.message(&Message::Hello(Box::new(ours.clone())))?;
+    let theirs = match channel.expect(ANSWER)? {
+        Message::Hello(hello) => hello,
+        other => return Err(out_of_turn(channel, &other)),
+    };
+    if hello::agree(ours.versions, theirs.versions).is_none() {
+        let host = channel.peer.clone();
+        return Err(crate::wire::Error::Version { host, theirs: theirs.versions, ours: ours.versions }.into());
+    }
+    Ok(hello::blockers(ours, &theirs))
+}
+
+/// The peer said something that does not fit here.
+pub(super) fn out_of_turn(channel: &Channel, got: &Message) -> Failure {
+    crate::wire::Error::Protocol { host: channel.peer.clone(), got: got.name().into() }.into()
+}
+
+impl Mover<'_> {
+    pub(super) fn name(&self) -> String {
+        self.pod.spec.name.to_string()
+    }
+
+    /// Says to whoever asks `ps` where we are.
+    pub(super) fn stage(&mut self, stage: &str) -> Result<(), Failure> {
+        let stage = Stage { to: self.order.to.name(), stage: stage.to_owned(), ..Stage::default() };
+        self.client.moving(moving::Request::Stage(stage)).map(|_| ())
+    }
+
+    fn stages(&mut self, mut blockers: Vec<Blocker>) -> Result<(), Failure> {
+        let mut source = Source::new(self.view())?;
+        blockers.extend(source.preflight()?);
+        self.watch.lap("preflight");
+        if !blockers.is_empty() {
+            return Err(Failure::refused(self.name(), blockers));
+        }
+        self.stage("reservation")?;
+        self.reserve()?;
+        self.watch.lap("reserve");
+        let tree = source.prepare()?;
+        self.send_tree(&tree)?;
+        self.watch.lap("skeleton");
+        if self.order.dry_run {
+            return Ok(());
+        }
+        let capture = self.stop_and_copy(&mut source, &tree)?;
+        self.commit(capture)
+    }
+
+    fn view(&self) -> PodView {
+        PodView {
+            init: self.info.init_pid.unwrap_or(0),
+            cgroup: self.freezer(),
+            ports: self.info.ports.iter().map(|p| (p.port, p.dev, p.ino)).collect(),
+            walled: !self.pod.spec.privileged,
+            tracked: false,
+        }
+    }
+
+    /// Asks the target for a place, or writes the manifest.
+    fn reserve(&mut self) -> Result<(), Failure> {
+        let manifest = Box::new(self.manifest()?);
+        let message = Message::Reserve {
+            move_id: self.move_id.clone(),
+            manifest: manifest.clone(),
+            publish: self.order.publish.clone(),
+            takeover: false,
+            deadline_ms: u64::try_from(self.order.timeout.as_millis()).unwrap_or(u64::MAX),
+            dry_run: self.order.dry_run,
+        };
+        match &mut self.sink {
+            Sink::File { .. } => self.sink.record(&Record::Manifest(manifest)),
+            Sink::Peer(channel) => {
+                channel.message(&message)?;
+                match channel.expect(ANSWER)? {
+                    Message::Reserved => Ok(()),
+                    other => Err(out_of_turn(channel, &other)),
+                }
+            }
+        }
+    }
+
+    fn manifest(&self) -> Result<Manifest, Failure> {
+        let clock = |id, offset: i64| {
+            nix::time::clock_gettime(id).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec() + offset)
+        };
+        use nix::time::ClockId;
+        Ok(Manifest {
+            spec: self.pod.spec.clone(),
+            generation: self.pod.generation,
+            started: self.pod.started.map(|t| t.to_string()).unwrap_or_default(),
+            cmd_pid: self.info.cmd_pod_pid.unwrap_or(0),
+            cmd_status: None,
+            from: facts::hostname(),
+            clocks: (
+                clock(ClockId::CLOCK_MONOTONIC, self.info.monotonic_offset_ns),
+                clock(ClockId::CLOCK_BOOTTIME, self.info.boottime_offset_ns),
+            ),
+            realtime_ns: facts::realtime_ns(),
+            memory: facts::cgroup_rss(&self.freezer()),
+            leave_running: self.order.leave_running,
+            log_tail: tail(&self.store.places().log(&self.pod.spec.id), LOG_TAIL),
+        })
+    }
+
+    /// Sends a tree; a peer has its skeleton built when this returns.
+    fn send_tree(&mut self, tree: &Tree) -> Result<(), Failure> {
+        self.sink.record(&Record::Tree(Box::new(tree.clone())))?;
+        if let Sink::Peer(channel) = &mut self.sink {
+            match channel.expect(ANSWER)? {
+                Message::Built => {}
+                other => return Err(out_of_turn(channel, &other)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Before commit: everything back as it was; the failure then says that the pod runs here.
+    fn take_back(&mut self, failure: Failure) -> Failure {
+        if let Sink::Peer(channel) = &mut self.sink {
+            let _ = channel.message(&Message::Abort);
+        }
+        let back = self.client.moving(moving::Request::Abort);
+        let kind = match failure.kind {
+            Kind::Refused | Kind::Unreachable | Kind::Taken => failure.kind,
+            _ => Kind::BeforeCommit,
+        };
+        let mut failure = Failure { kind, ..failure };
+        if let Err(trouble) = back {
+            failure.remedy = format!("{} (the pod's monitor did not confirm: {})", failure.remedy, trouble.message);
+        }
+        failure
+    }
+
+    fn close_report(&mut self) {
+        self.report.total_us = self.watch.total_us();
+        self.report.bytes_sent = self.sink.sent();
+        let own = std::mem::take(&mut self.watch.stages);
+        self.report.stages.extend(own);
+        let us = |since: Option<Instant>| since.map_or(0, |t| t.elapsed().as_micros() as u64);
+        if self.report.outcome != Outcome::Moved && self.report.outcome != Outcome::Checkpointed {
+            self.report.frozen_us = us(self.frozen);
+            self.report.downtime_us = us(self.held);
+        }
+    }
+}
+
+/// The last part of a file, from a line's beginning.
+fn tail(path: &std::path::Path, limit: u64) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let Ok(file) = std::fs::File::open(path) else { return Vec::new() };
+    let len = file.metadata().map_or(0, |m| m.len());
+    let from = len.saturating_sub(limit);
+    let mut bytes = vec![0; usize::try_from(len - from).unwrap_or(0)];
+    if file.read_exact_at(&mut bytes, from).is_err() {
+        return Vec::new();
+    }
+    match (from, bytes.iter().position(|b| *b == b'\n')) {
+        (0, _) => bytes,
+        (_, Some(at)) => bytes.split_off(at + 1),
+        (_, None) => Vec::new(),
+    }
+}

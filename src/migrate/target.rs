@@ -1,0 +1,299 @@
+//! The target's half: a pod put together from a stream, whether a host or a file sends it.
+//!
+//! ```text
+//! reserve → tree (skeleton) → pages … → state (finish) → prepare → own
+//! ```
+//! Until `own` returns, dropping the [`Target`] takes everything down: the skeletons die, and the pod's monitor, whose
+//! connection closes, records *aborted* and removes what it had made.
+
+use super::facts;
+use super::report::Stopwatch;
+use crate::base::spec::Publish;
+use crate::base::{Blocker, Failure, Kind, MoveId};
+use crate::image::check;
+use crate::image::record::{Manifest, NetFrame};
+use crate::kernel::cgroup::{Cgroup, Hierarchies};
+use crate::memory::{Chunk, Filler, Run};
+use crate::net::{self, Frame, Replayer};
+use crate::pod::client::Client;
+use crate::pod::moving::{self, Arrival};
+use crate::pod::proto::Info;
+use crate::pod::store::{Record as PodRecord, Store};
+use crate::pod::{init, launch};
+use crate::sandbox::space::Clocks;
+use crate::state::mm::MmId;
+use crate::state::target::{Builder, Finished, Skeleton, TargetCtx};
+use crate::state::{PodState, Tree};
+use nix::time::{ClockId, clock_gettime};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// Added to the pod's clocks so that they never seem to have stood still for less than nothing, nanoseconds: the
+/// clocks of two hosts may drift apart by 500 ppm while a move is under way, and the message took its time.
+const CLOCK_MARGIN_NS: i64 = 5_000_000;
+/// Sockets handed to the monitor at a time (SCM_MAX_FD is 253).
+const SOCKETS: usize = 200;
+
+/// What is asked of a target.
+pub struct Request {
+    /// The attempt; `None` for a restore from a file (it gets one of its own).
+    pub move_id: MoveId,
+    /// The pod.
+    pub manifest: Manifest,
+    /// Ports to publish here instead of the definition's.
+    pub publish: Option<Vec<Publish>>,
+    /// Restore although the original may live.
+    pub takeover: bool,
+    /// Time for the commit, milliseconds.
+    pub deadline_ms: u64,
+}
+
+/// A pod being put together.
+pub struct Target<'s> {
+    store: &'s Store,
+    request: Request,
+    record: PodRecord,
+    client: Client,
+    info: Info,
+    builder: Option<Builder>,
+    skeleton: Option<Skeleton>,
+    tree: Option<Tree>,
+    filler: Option<Filler>,
+    runs: Vec<Run>,
+    state: Option<PodState>,
+    finished: Finished,
+    frames: Vec<Frame>,
+    watch: Stopwatch,
+}
+
+/// A pod that runs here.
+pub struct Owned {
+    /// Where the time went at activation.
+    pub stages: Vec<(String, u64)>,
+    /// The pod.
+    pub record: PodRecord,
+    /// What will be different, in words.
+    pub warnings: Vec<String>,
+    replayer: Option<Replayer>,
+}
+
+fn now(clock: ClockId) -> i64 {
+    clock_gettime(clock).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec())
+}
+
+impl Request {
+    /// The definition as it will be here.
+    fn spec(&self) -> crate::base::spec::PodSpec {
+        let mut spec = self.manifest.spec.clone();
+        if let Some(publish) = &self.publish {
+            spec.net.publish.clone_from(publish);
+        }
+        spec
+    }
+}
+
+impl<'s> Target<'s> {
+    /// Whether the pod could be taken: name and id free, network there, memory enough.
+    ///
+    /// # Errors
+    /// `Taken` or `Refused`, with the blockers.
+    pub fn could_take(request: &Request) -> Result<(), Failure> {
+        let spec = request.spec();
+        net::plan(&spec.net, &spec.id)?;
+        let free = facts::memory_available();
+        if request.manifest.memory > free {
+            let message = format!(
+                "the pod has {} MiB of memory, {} has {} MiB to give",
+                request.manifest.memory >> 20,
+                facts::hostname(),
+                free >> 20
+            );
+            let blocker = Blocker {
+                kind: "memory".into(),
+                pid: None,
+                fd: None,
+                path: None,
+                message,
+                remedy: "free memory there, or choose another host".into(),
+            };
+            return Err(Failure::refused(spec.name.as_str(), vec![blocker]));
+        }
+        Ok(())
+    }
+
+    /// Reserves: record, monitor, cgroup, namespaces, init, link (held).
+    ///
+    /// # Errors
+    /// As [`Target::could_take`], and what could not be made; nothing is left then.
+    pub fn reserve(store: &'s Store, request: Request) -> Result<Self, Failure> {
+        let watch = Stopwatch::start("target");
+        Self::could_take(&request)?;
+        let record = store.reserve_incoming(&request.spec(), request.manifest.generation + 1)?;
+        let (there, here) = (request.manifest.clocks, (now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_BOOTTIME)));
+        let clocks = Clocks {
+            monotonic_ns: there.0 - here.0 + CLOCK_MARGIN_NS,
+            boottime_ns: there.1 - here.1 + CLOCK_MARGIN_NS,
+        };
+        let (mut client, prepared) = launch::incoming(store, &record, clocks, None)?;
+        client.moving(moving::Request::Arrive {
+            move_id: request.move_id.clone(),
+            deadline_ms: request.deadline_ms,
+        })?;
+        let lost = |what: &str| Failure::new(Kind::Failed, record.spec.name.as_str(), what.to_owned());
+        let hierarchies = Hierarchies::detect().map_err(|e| lost(&e.to_string()))?;
+        let cgroup = Cgroup::open(&hierarchies, Path::new(&prepared.info.cgroup)).map_err(|e| lost(&e.to_string()))?;
+        let ctx = TargetCtx {
+            init: prepared.info.init_pid.ok_or_else(|| lost("the monitor made no pid 1"))?,
+            syscall_at: init::syscall_address(),
+            cgroup: cgroup.freezer(),
+            ports: prepared.ports.into_iter().collect(),
+        };
+        let mut target = Self {
+            store,
+            request,
+            record,
+            client,
+            info: prepared.info,
+            builder: Some(Builder::new(ctx)?),
+            skeleton: None,
+            tree: None,
+            filler: None,
+            runs: Vec::new(),
+            state: None,
+            finished: Finished::default(),
+            frames: Vec::new(),
+            watch,
+        };
+        target.watch.lap("reserve");
+        Ok(target)
+    }
+
+    fn builder(&mut self) -> Result<&mut Builder, Failure> {
+        self.builder.as_mut().ok_or_else(|| Failure::new(Kind::Failed, "the stream", "something follows the end"))
+    }
+
+    /// Builds the skeleton, or changes it; `true` for the first.
+    ///
+    /// # Errors
+    /// Files missing or different here (`Refused`), or what the kernel refuses.
+    pub fn tree(&mut self, tree: Tree) -> Result<bool, Failure> {
+        check::tree(&tree).map_err(|e| e.failure("the stream"))?;
+        let first = self.tree.is_none();
+        let skeleton = match &self.tree {
+            None => self.builder()?.skeleton(&tree)?,
+            Some(_) => {
+                let old = self.tree.take().unwrap_or_default();
+                self.builder()?.update(&old, &tree)?
+            }
+        };
+        match &mut self.filler {
+            None => self.filler = Some(Filler::new(&tree, &skeleton.pids, &skeleton.objects)?),
+            Some(filler) => filler.update(&tree, &skeleton.pids, &skeleton.objects)?,
+        }
+        self.skeleton = Some(skeleton);
+        self.tree = Some(tree);
+        self.watch.lap(if first { "skeleton" } else { "update" });
+        Ok(first)
+    }
+
+    /// Puts the pages of one frame in place.
+    ///
+    /// # Errors
+    /// A frame that does not fit the tree; memory that cannot be written.
+    pub fn pages(&mut self, body: &[u8]) -> Result<(), Failure> {
+        let early = || Failure::new(Kind::Failed, "the stream", "pages before the tree");
+        let filler = self.filler.as_ref().ok_or_else(early)?;
+        let short = || Failure::new(Kind::Failed, "the stream", "a page frame is too short");
+        let (len, rest) = body.split_first_chunk::<4>().ok_or_else(short)?;
+        let len = u32::from_le_bytes(*len) as usize;
+        let (head, data) = rest.split_at_checked(len).ok_or_else(short)?;
+        Chunk::decode_header(head, &mut self.runs)?;
+        filler.apply_chunk(&self.runs, data)?;
+        Ok(())
+    }
+
+    /// Everything but memory: threads, descriptors, signals, timers, credentials, registers.
+    ///
+    /// # Errors
+    /// State that does not fit the tree or cannot be set here.
+    pub fn state(&mut self, state: PodState) -> Result<(), Failure> {
+        self.watch.lap("pages");
+        let tree = self.tree.take().ok_or_else(|| Failure::new(Kind::Failed, "the stream", "state before the tree"))?;
+        check::state(&tree, &state).map_err(|e| e.failure("the stream"))?;
+        self.finished = self.builder()?.finish(&tree, &state)?;
+        self.tree = Some(tree);
+        self.state = Some(state);
+        self.watch.lap("finish");
+        Ok(())
+    }
+
+    /// Frames for the pod that arrived at the source.
+    pub fn frames(&mut self, frames: Vec<NetFrame>) {
+        self.frames.extend(frames.into_iter().filter_map(frame));
+    }
+
+    /// Lets go of every task in the frozen cgroup and hands the sockets to the monitor; the stages so far.
+    ///
+    /// # Errors
+    /// The stream is not complete, or the monitor refuses.
+    pub fn prepare(&mut self) -> Result<Vec<(String, u64)>, Failure> {
+        let incomplete = || Failure::new(Kind::Failed, "the stream", "it ends before the pod's state");
+        let state = self.state.take().ok_or_else(incomplete)?;
+        let builder = self.builder.take().ok_or_else(incomplete)?;
+        let cmd_pid = self.request.manifest.cmd_pid;
+        let cmd_host_pid =
+            self.skeleton.as_ref().and_then(|s| s.pids.get(&MmId(cmd_pid)).copied()).unwrap_or(0);
+        builder.detach_frozen()?;
+        self.watch.lap("detach");
+        for some in self.finished.repaired.chunks(SOCKETS) {
+            let fds: Vec<_> = some.iter().map(|s| s.0.as_fd()).collect();
+            let reuse = some.iter().map(|s| s.1).collect();
+            self.client.moving_with(moving::Request::Sockets(reuse), &fds)?;
+        }
+        let arrival = Arrival {
+            cmd_pid,
+            cmd_host_pid,
+            cmd_status: self.request.manifest.cmd_status,
+            clocks: (state.monotonic_ns, state.boottime_ns),
+            realtime_ns: state.realtime_ns,
+            started: self.request.manifest.started.parse().ok(),
+            log_tail: self.request.manifest.log_tail.clone(),
+        };
+        self.client.moving(moving::Request::Prepared(arrival))?;
+        self.watch.lap("prepare");
+        Ok(self.watch.pairs())
+    }
+
+    /// The commit: the monitor records it and brings the pod to life.
+    ///
+    /// # Errors
+    /// The record says aborted.
+    pub fn own(mut self) -> Result<Owned, Failure> {
+        let frames = std::mem::take(&mut self.frames);
+        let reply = self.client.moving(moving::Request::Own { frames })?;
+        let stages = match reply {
+            moving::Reply::Activated { stages } => stages,
+            _ => Vec::new(),
+        };
+        let record = self.store.get(&self.record.spec.id)?.unwrap_or(self.record);
+        Ok(Owned { stages, record, warnings: std::mem::take(&mut self.finished.warnings), replayer: None })
+    }
+}
+
+/// A frame in the network's words; one with a header of another size is no frame.
+fn frame(f: NetFrame) -> Option<Frame> {
+    Some(Frame { vnet_hdr: f.vnet_hdr.try_into().ok()?, bytes: f.bytes })
+}
+
+impl Owned {
+    /// Frames that still arrived at the source, replayed into the pod's link.
+    pub fn late_frames(&mut self, frames: Vec<NetFrame>, store: &Store) {
+        let frames: Vec<Frame> = frames.into_iter().filter_map(frame).collect();
+        if self.replayer.is_none() {
+            self.replayer = crate::pod::link_of(store, &self.record.spec.id).and_then(|l| Replayer::open(&l).ok());
+        }
+        if let Some(replayer) = &self.replayer {
+            replayer.send(&frames);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The target's end of a conversation: one worker process serves one caller.
+
+use super::facts;
+use super::source::greet;
+use super::target::{Request, Target};
+use crate::base::{Decision, Failure, Kind, MoveId, PodId};
+use crate::image::check;
+use crate::image::record::Record;
+use crate::pod::client::Client;
+use crate::pod::decisions::Decisions;
+use crate::pod::moving;
+use crate::pod::store::Store;
+use crate::wire::channel::{Channel, Incoming};
+use crate::wire::message::Message;
+use std::time::Duration;
+
+/// How long a caller may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves one caller until it closes. What it asked for and could not have was told to it.
+pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
+    let ours = facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
+    greet(&mut channel, &ours)?;
+    let served = match channel.expect(PATIENCE)? {
+        Message::Reserve { move_id, manifest, publish, takeover, deadline_ms, dry_run } => {
+            let request =
+                Request { move_id: Some(move_id), manifest: *manifest, publish, takeover, deadline_ms, changes: None };
+            if dry_run { rehearse(store, &mut channel, &request) } else { receive(store, &mut channel, request) }
+        }
+        Message::Query { move_id, pod } => answer(store, &mut channel, &move_id, &pod),
+        other => Err(crate::wire::Error::Protocol { host: channel.peer.clone(), got: other.name().into() }.into()),
+    };
+    if let Err(failure) = &served {
+        // The reason travels before the connection closes.
+        let _ = channel.message(&Message::Refused(failure.clone()));
+    }
+    served
+}
+
+/// `--dry-run`: would we take it?
+fn rehearse(store: &Store, channel: &mut Channel, request: &Request) -> Result<(), Failure> {
+    Target::could_take(store, request)?;
+    channel.message(&Message::Reserved)?;
+    Ok(())
+}
+
+/// Takes a pod. Whatever fails before the commit takes down what was built (dropping the target does).
+fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(), Failure> {
+    let mut target = Target::reserve(store, request)?;
+    channel.message(&Message::Reserved)?;
+    loop {
+        let Some(incoming) = channel.next()? else {
+            return Err(Failure::new(Kind::Unreachable, channel.peer.clone(), "the source went away before the commit"));
+        };
+        match incoming {
+            Incoming::Pages(body) => target.pages(body)?,
+            Incoming::Record(record) => {
+                if take_record(&mut target, *record)? {
+                    channel.message(&Message::Built)?;
+                }
+            }
+            Incoming::Message(message) => match *message {
+                Message::Seal => {
+                    let stages = target.prepare()?;
+                    channel.message(&Message::Prepared { stages })?;
+                }
+                Message::Commit => return activate(channel, target),
+                Message::Abort => {
+                    drop(target);
+                    let _ = channel.message(&Message::Aborted);
+                    return Ok(());
+                }
+                other => {
+                    let host = channel.peer.clone();
+                    return Err(crate::wire::Error::Protocol { host, got: other.name().into() }.into());
+                }
+            },
+        }
+    }
+}
+
+/// Applies a record; `true` when it was the first tree, which is to be confirmed.
+pub(super) fn take_record(target: &mut Target, record: Record) -> Result<bool, Failure> {
+    let damaged = |e: crate::image::Error| e.failure("the stream");
+    match record {
+        Record::Tree(tree) => {
+            check::tree(&tree).map_err(damaged)?;
+            target.tree(*tree)
+        }
+        Record::State(state) => target.state(*state).map(|()| false),
+        Record::Frames(frames) => {
+            target.frames(frames);
+            Ok(false)
+        }
+        Record::Frozen | Record::End { .. } => Ok(false),
+        Record::Manifest(_) => Err(damaged(crate::image::Error::Damaged("a second manifest".into()))),
+    }
+}
+
+/// The source committed. From here on the pod is this host's whatever becomes of the caller or of us.
+fn activate(channel: &mut Channel, target: Target) -> Result<(), Failure> {
+    let mut owned = match target.own() {
+        Ok(owned) => owned,
+        Err(failure) => {
+            let _ = channel.message(&Message::Decided(Decision::Aborted));
+            return Err(failure);
+        }
+    };
+    let stages = std::mem::take(&mut owned.stages);
+    let publish = owned.publish();
+    channel.message(&Message::Activated { stages, dns: owned.dns.clone(), publish })?;
+    // Frames that still arrived at the source.
+    while let Ok(Some(incoming)) = channel.next() {
+        if let Incoming::Record(record) = incoming
+            && let Record::Frames(frames) = *record
+        {
+            owned.late_frames(&frames);
+        }
+    }
+    Ok(())
+}
+
+/// What became of an attempt? Undecided ones are aborted by the question: whoever asks has committed and lost
+/// contact, or will never commit.
+fn answer(store: &Store, channel: &mut Channel, move_id: &MoveId, pod: &PodId) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| {
+        Failure::new(Kind::Failed, move_id.as_str(), format!("the record cannot be read: {}", crate::kernel::errno_text(&e)))
+    };
+    let decisions = Decisions::new(store.places());
+    let decision = match decisions.read(move_id).map_err(failed)? {
+        Some(decision) => decision,
+        None => ask_monitor(store, move_id, pod).map_or_else(|| decisions.record(move_id, Decision::Aborted), Ok).map_err(failed)?,
+    };
+    channel.message(&Message::Decided(decision))?;
+    Ok(())
+}
+
+/// The monitor of a pod that is arriving decides under its own lock; nobody there: nobody will ever commit.
+fn ask_monitor(store: &Store, move_id: &MoveId, pod: &PodId) -> Option<Decision> {
+    let record = store.get(pod).ok()??;
+    let mut client = Client::connect(store, &record).ok()?;
+    match client.moving(moving::Request::Query(move_id.clone())).ok()? {
+        moving::Reply::Decided(decision) => Some(decision),
+        _ => None,
+    }
+}

@@ -1,0 +1,254 @@
+//! The source's side: the hold, the sockets and the freezer are given back when the mover goes; after `Commit` only
+//! the target's record counts.
+
+use super::{Reply, Request};
+use crate::base::MoveId;
+use crate::net::Hold;
+use crate::pod::monitor::{ConnId, Monitor};
+use crate::pod::store::{MoveMark, Status};
+use crate::policy::handover::{Source, SourceAction, SourceEvent, source};
+use crate::state::inet::collect::{self as inet, RepairedSocket};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+/// Between two questions to a target that does not answer.
+const AGAIN: Duration = Duration::from_millis(300);
+
+/// What is to be taken back, and how far the move is.
+pub struct Guard {
+    machine: Source,
+    conn: Option<ConnId>,
+    move_id: MoveId,
+    to: String,
+    hold: Option<Hold>,
+    repaired: Vec<RepairedSocket>,
+    asking: Option<Child>,
+    ask_at: Option<Instant>,
+}
+
+const STRANGER: &str = "this connection is not moving the pod";
+
+fn owns(monitor: &Monitor, conn: ConnId) -> bool {
+    monitor.moving.guard.as_ref().is_some_and(|g| g.conn == Some(conn))
+}
+
+/// A request of a mover, or of the resolver (which only settles).
+pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
+    if matches!(request, Request::Hold) {
+        let reply = if owns(monitor, conn) { hold(monitor) } else { Err(STRANGER.to_owned()) };
+        return monitor.answer_move(conn, reply.unwrap_or_else(Reply::Denied), Vec::new());
+    }
+    let outcome = match request {
+        Request::Begin { move_id, to } => begin(monitor, conn, move_id, to),
+        Request::Settle(decision) => event(monitor, SourceEvent::Verdict(decision)).map(|_| ()),
+        _ if !owns(monitor, conn) => Err(STRANGER.to_owned()),
+        Request::Stage(stage) => {
+            monitor.moving.stage = Some(stage);
+            Ok(())
+        }
+        Request::Repairing(sockets) => {
+            if let Some(guard) = &mut monitor.moving.guard {
+                guard.repaired = sockets;
+            }
+            Ok(())
+        }
+        Request::Frozen => frozen(monitor),
+        Request::Commit => agreed(event(monitor, SourceEvent::Commit)),
+        Request::Abort => agreed(event(monitor, SourceEvent::Abort)),
+        Request::Written => {
+            monitor.moving.guard = None;
+            depart(monitor, Status::Checkpointed, None);
+            Ok(())
+        }
+        _ => Err("not a mover's request".to_owned()),
+    };
+    let reply = outcome.map_or_else(Reply::Denied, |()| Reply::Done);
+    monitor.answer_move(conn, reply, Vec::new());
+}
+
+fn agreed(outcome: Result<bool, String>) -> Result<(), String> {
+    match outcome {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("not at this stage of the move".to_owned()),
+        Err(e) => Err(e),
+    }
+}
+
+fn begin(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, to: String) -> Result<(), String> {
+    if monitor.moving.guard.is_some() {
+        return Err("it is being moved already".to_owned());
+    }
+    if monitor.record.status != Status::Running {
+        return Err(format!("it is {}, not running", monitor.record.status));
+    }
+    let (machine, actions) = source(Source::Idle, SourceEvent::Begin);
+    debug_assert_eq!(actions, [SourceAction::Agree]);
+    let guard = Guard {
+        machine,
+        conn: Some(conn),
+        move_id,
+        to,
+        hold: None,
+        repaired: Vec::new(),
+        asking: None,
+        ask_at: None,
+    };
+    monitor.moving.guard = Some(guard);
+    Ok(())
+}
+
+fn hold(monitor: &mut Monitor) -> Result<Reply, String> {
+    let Some(pod) = &monitor.pod else { return Err("it has no processes".to_owned()) };
+    let mut hold = Hold::open(pod.netns.as_fd(), &monitor.record.spec.net.mode).map_err(|e| e.to_string())?;
+    let engaged = hold.engage().map_err(|e| e.to_string())?;
+    if let Some(guard) = &mut monitor.moving.guard {
+        guard.hold = Some(hold);
+    }
+    let since = engaged.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Reply::Held { since_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) })
+}
+
+fn frozen(monitor: &mut Monitor) -> Result<(), String> {
+    let Some(pod) = &monitor.pod else { return Err("it has no processes".to_owned()) };
+    // Not on the mover's word: what follows rests on it.
+    match pod.cgroup.freezer().is_frozen() {
+        Ok(true) => agreed(event(monitor, SourceEvent::Frozen)),
+        Ok(false) => Err("its control group is not frozen".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// One step of the machine and its deeds; whether it agreed.
+fn event(monitor: &mut Monitor, event: SourceEvent) -> Result<bool, String> {
+    let Some(guard) = &mut monitor.moving.guard else { return Err("it is not being moved".to_owned()) };
+    let (next, actions) = source(guard.machine, event);
+    guard.machine = next;
+    let mut yes = false;
+    for action in actions {
+        match action {
+            SourceAction::Agree => yes = true,
+            SourceAction::Deny => {}
+            SourceAction::JournalCommit => {
+                journal(monitor)?;
+                yes = true;
+            }
+            SourceAction::Undo => undo(monitor),
+            SourceAction::Ask => ask(monitor),
+            SourceAction::Destroy => {
+                let to = monitor.moving.guard.take().map(|g| g.to);
+                depart(monitor, Status::Moved, to);
+                yes = true;
+            }
+        }
+    }
+    Ok(yes)
+}
+
+/// Writes the commit to disk. If that fails nothing was committed: the machine goes back.
+fn journal(monitor: &mut Monitor) -> Result<(), String> {
+    let Some(guard) = &mut monitor.moving.guard else { return Ok(()) };
+    let mut record = monitor.record.clone();
+    record.status = Status::InDoubt;
+    record.moved_to = Some(guard.to.clone());
+    record.moving = Some(MoveMark { move_id: guard.move_id.clone(), to: guard.to.clone() });
+    if let Err(e) = monitor.store.save(&record) {
+        guard.machine = Source::Moving { frozen: true };
+        return Err(format!("the commit could not be written down: {e}"));
+    }
+    monitor.record = record;
+    Ok(())
+}
+
+/// Sockets out of repair, hold lifted, then thaw: a program that ran on with its sockets in repair would write into
+/// nothing. Each step twice is harmless; a failure is a line in the monitor's log and the next step is still taken.
+fn undo(monitor: &mut Monitor) {
+    let Some(mut guard) = monitor.moving.guard.take() else { return };
+    for socket in &guard.repaired {
+        if let Err(e) = inet::unrepair(socket) {
+            monitor
+                .complain(&format!("socket of pid {} fd {} not given back: {e}", socket.host_pid, socket.fd));
+        }
+    }
+    if let Some(hold) = &mut guard.hold {
+        if let Err(e) = hold.lift() {
+            monitor.complain(&format!("hold not lifted: {e}"));
+        }
+    }
+    if let Some(pod) = &monitor.pod {
+        if let Err(e) = pod.cgroup.freezer().thaw() {
+            monitor.complain(&format!("not thawed: {e}"));
+        }
+    }
+    end_asking(&mut guard);
+    monitor.moving.stage = None;
+    if monitor.record.status == Status::InDoubt {
+        monitor.record.moved_to = None;
+        monitor.record.moving = None;
+        monitor.set_status(Status::Running);
+    }
+}
+
+fn end_asking(guard: &mut Guard) {
+    if let Some(mut child) = guard.asking.take() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// The pod is no longer ours: the record says so first, then link, processes and namespaces go (in that order: a
+/// killed server behind a lifted hold would send its FIN and lose its clients).
+fn depart(monitor: &mut Monitor, status: Status, to: Option<String>) {
+    monitor.record.moved_to = to;
+    monitor.record.moving = None;
+    monitor.moving.stage = None;
+    monitor.set_status(status);
+    monitor.depart();
+}
+
+/// Starts `podmig __resolve ID`: it asks the target and settles with this monitor by itself.
+fn ask(monitor: &mut Monitor) {
+    let id = monitor.record.spec.id.clone();
+    let Some(guard) = &mut monitor.moving.guard else { return };
+    guard.ask_at = None;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("__resolve").arg(id.as_str()).stdin(Stdio::null()).stdout(Stdio::null());
+    match command.spawn() {
+        Ok(child) => guard.asking = Some(child),
+        Err(e) => {
+            guard.ask_at = Some(Instant::now() + AGAIN);
+            monitor.complain(&format!("cannot ask the target: {e}"));
+        }
+    }
+    monitor.wake_at(Instant::now() + AGAIN);
+}
+
+/// A connection closed.
+pub fn closed(monitor: &mut Monitor, conn: ConnId) {
+    if let Some(guard) = &mut monitor.moving.guard {
+        if guard.conn == Some(conn) {
+            guard.conn = None;
+            let _ = event(monitor, SourceEvent::MoverGone);
+        }
+    }
+}
+
+/// Has the resolver ended without an answer? Then again, a little later.
+pub fn tick(monitor: &mut Monitor) {
+    let Some(guard) = &mut monitor.moving.guard else { return };
+    if let Some(child) = &mut guard.asking {
+        if matches!(child.try_wait(), Ok(Some(_)) | Err(_)) {
+            guard.asking = None;
+            guard.ask_at = Some(Instant::now() + AGAIN);
+        }
+        monitor.wake_at(Instant::now() + AGAIN);
+        return;
+    }
+    if let Some(at) = guard.ask_at {
+        if Instant::now() >= at {
+            let _ = event(monitor, SourceEvent::NoAnswer);
+        } else {
+            monitor.wake_at(at);
+        }
+    }
+}

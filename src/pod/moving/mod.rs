@@ -1,0 +1,181 @@
+//! A pod changing hosts, as its monitors see it: what movers and workers ask, and what is done about it.
+//!
+//! The monitor is the one that stays when a mover dies. At the source it takes everything back before the commit
+//! point, and after it carries on ([`guard`]); at the target it alone decides, records and activates ([`arrival`]).
+//! Who may do what when is `policy::handover`, pure; here are the deeds.
+
+mod arrival;
+mod guard;
+
+use super::client::Client;
+use super::monitor::{ConnId, Monitor};
+use super::proto;
+use crate::base::{Decision, Failure, Kind, MoveId};
+use crate::net::Frame;
+use crate::state::inet::collect::RepairedSocket;
+use serde::{Deserialize, Serialize};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// What a mover (at the source) or a worker (at the target) asks.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Source: this connection moves the pod from now on; when it closes before `Commit`, all is taken back.
+    Begin {
+        /// The attempt.
+        move_id: MoveId,
+        /// Name of the target, or of the image file.
+        to: String,
+    },
+    /// Source: for `ps`.
+    Stage(Stage),
+    /// Source: stop every frame on the pod's link.
+    Hold,
+    /// Source: the pod's cgroup is frozen and nothing is traced any more.
+    Frozen,
+    /// Source: these sockets are about to be put in repair.
+    Repairing(Vec<RepairedSocket>),
+    /// Source: `Commit` is about to be sent. Answered when it is on disk.
+    Commit,
+    /// Source: the target's record says so. Answered when it is done.
+    Settle(Decision),
+    /// Source: the image is complete; the pod ends here, as `checkpointed`.
+    Written,
+    /// Source: take everything back. Answered when the pod runs.
+    Abort,
+    /// Target: this connection builds the pod.
+    Arrive {
+        /// The attempt.
+        move_id: MoveId,
+        /// The monitor gives up by itself after so many milliseconds.
+        deadline_ms: u64,
+    },
+    /// Target: sockets in repair (descriptors beside), to be switched on at activation, each with its SO_REUSEADDR.
+    Sockets(Vec<bool>),
+    /// Target: every task lies detached in the frozen cgroup.
+    Prepared(Arrival),
+    /// Target: the source committed; frames to replay. Answered when the pod runs.
+    Own {
+        /// Frames captured at the source.
+        frames: Vec<Frame>,
+    },
+    /// Target: has this attempt been decided? Undecided ones are aborted now.
+    Query(MoveId),
+}
+
+/// A move in progress, as `ps` shows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
+pub struct Stage {
+    /// Name of the target.
+    pub to: String,
+    /// Stage (`reservation`, `pre-copy`, `stop-and-copy`, …).
+    pub stage: String,
+    /// Round of pre-copy.
+    pub round: u32,
+    /// Bytes still to send.
+    pub bytes_left: u64,
+    /// Expected frozen time, microseconds.
+    pub expected_frozen_us: u64,
+}
+
+/// What the target's monitor must know of the pod it now has.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Arrival {
+    /// CMD's pid in the pod; 0 if it is over.
+    pub cmd_pid: i32,
+    /// CMD's pid on this host; 0 if it is over.
+    pub cmd_host_pid: i32,
+    /// CMD's wait status if it is over.
+    pub cmd_status: Option<i32>,
+    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME of the pod at the freeze, nanoseconds: no less may be seen here.
+    pub clocks: (i64, i64),
+    /// CLOCK_REALTIME at the freeze, nanoseconds.
+    pub realtime_ns: i64,
+    /// When CMD was started first.
+    pub started: Option<jiff::Timestamp>,
+    /// Last part of the log.
+    pub log_tail: Vec<u8>,
+}
+
+/// The monitor's answer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// The link is held; frames stamped earlier (nanoseconds since the epoch) have passed.
+    Held {
+        /// Nanoseconds since the epoch.
+        since_ns: u64,
+    },
+    /// No, and why.
+    Denied(String),
+    /// The pod runs here.
+    Activated {
+        /// Where the time went: name, microseconds.
+        stages: Vec<(String, u64)>,
+    },
+    /// What stands.
+    Decided(Decision),
+}
+
+/// What a monitor remembers of a move.
+#[derive(Default)]
+pub struct State {
+    guard: Option<guard::Guard>,
+    arrival: Option<arrival::Incoming>,
+    /// For `ps`.
+    pub stage: Option<Stage>,
+}
+
+impl Monitor {
+    pub(super) fn answer_move(&mut self, conn: ConnId, reply: Reply, fds: Vec<OwnedFd>) {
+        self.reply(conn, proto::Reply::Move(reply), fds);
+    }
+}
+
+/// A request; it is answered exactly once.
+pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request, fds: Vec<OwnedFd>) {
+    match request {
+        Request::Arrive { .. }
+        | Request::Sockets(_)
+        | Request::Prepared(_)
+        | Request::Own { .. }
+        | Request::Query(_) => arrival::handle(monitor, conn, request, fds),
+        _ => guard::handle(monitor, conn, request),
+    }
+}
+
+/// A connection was closed: if it was the mover's, nobody else will end what it began.
+pub fn closed(monitor: &mut Monitor, conn: ConnId) {
+    guard::closed(monitor, conn);
+    arrival::closed(monitor, conn);
+}
+
+/// After every wake-up of the monitor.
+pub fn tick(monitor: &mut Monitor) {
+    guard::tick(monitor);
+    arrival::tick(monitor);
+}
+
+impl Client {
+    /// Asks the monitor something about a move.
+    ///
+    /// # Errors
+    /// It said no, or is gone.
+    pub fn moving(&mut self, request: Request) -> Result<Reply, Failure> {
+        self.moving_with(request, &[])
+    }
+
+    /// The same with descriptors.
+    ///
+    /// # Errors
+    /// As [`Client::moving`].
+    pub fn moving_with(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, Failure> {
+        let odd = |text: String| Failure::new(Kind::Failed, "the pod's monitor", text);
+        match self.request(&proto::Request::Move(request), fds)?.0 {
+            proto::Reply::Move(Reply::Denied(reason)) => Err(odd(reason)),
+            proto::Reply::Move(reply) => Ok(reply),
+            proto::Reply::Failed(failure) => Err(failure),
+            other => Err(odd(format!("an answer that does not fit: {other:?}"))),
+        }
+    }
+}

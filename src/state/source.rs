@@ -1,0 +1,186 @@
+//! The source's half, put together: everything a pod is, read from outside and in batches.
+//!
+//! One [`Source`] serves one attempt to move a pod, in this order:
+//! 1. [`Source::preflight`], as often as wanted: what is in the way, without stopping anything.
+//! 2. [`Source::prepare`], once or each round, while the pod runs: the tree as far as it can be known then. It
+//!    reads what would take too long in the freeze: flags of mappings (`smaps`), hashes of mapped files.
+//! 3. [`Source::tree`] at the freeze, then [`Source::collect`]: true and complete.
+//! 4. [`Source::handles`]: the content of objects, for the memory reader.
+//!
+//! Ids of files and objects stay the same from the first call to the last.
+
+mod ipc;
+mod running;
+
+use super::error::Error;
+use super::fd::Port;
+use super::mm::MmId;
+use super::mm::collect::Known;
+use super::mm::files::FileTable;
+use super::object::ObjectId;
+use super::object::collect::ObjectTable;
+use super::task::collect::{Walls, walls};
+use crate::base::Blocker;
+use crate::kernel::cgroup::Freezer;
+use crate::kernel::procfs::{Proc, Status};
+use crate::kernel::sched;
+use nix::sys::stat::SFlag;
+use procfs::process::MountInfo;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// What is known of a pod to whoever reads it.
+#[derive(Clone, Debug)]
+pub struct PodView {
+    /// Host pid of the pod's pid 1.
+    pub init: i32,
+    /// The pod's cgroup: its processes, pid 1 included, and nothing else.
+    pub cgroup: Freezer,
+    /// The channels to the monitor: (name, `st_dev`, `st_ino`) of the pipe or socket as the pod holds it.
+    pub ports: Vec<(Port, u64, u64)>,
+    /// podmig's seccomp profile stands over every process but pid 1 (not so for `--privileged`).
+    pub walled: bool,
+    /// podmig itself tracks writes in this pod by userfaultfd.
+    pub tracked: bool,
+}
+
+/// A process for good: host pid and start time.
+type Who = (i32, u64);
+
+/// Reads one pod. See the module's text for the order of calls.
+pub struct Source {
+    view: PodView,
+    init: Arc<Proc>,
+    /// Namespaces of init.
+    walls: Walls,
+    /// CPUs init may run on.
+    wide: Vec<u64>,
+    files: FileTable,
+    objects: ObjectTable,
+    /// Mappings with their flags, as of the last look.
+    known: HashMap<Who, Known>,
+    /// Processes found to share nothing with one another.
+    alone: HashSet<Who>,
+    buf: Vec<u8>,
+}
+
+impl Source {
+    /// Opens what is needed of a running pod. [`Error::Gone`]: its pid 1 is not there.
+    pub fn new(view: PodView) -> Result<Self, Error> {
+        let init = Arc::new(Proc::open(view.init).map_err(Error::read(view.init, "/proc"))?);
+        let walls = walls(&init, None)?;
+        let wide = sched::affinity(view.init).map_err(Error::read(view.init, "sched_getaffinity(2)"))?;
+        let objects = ObjectTable::new(private_file_systems(&init)?)?;
+        Ok(Self {
+            view,
+            walls,
+            wide,
+            files: FileTable::new(Arc::clone(&init)),
+            init,
+            objects,
+            known: HashMap::new(),
+            alone: HashSet::new(),
+            buf: Vec::with_capacity(1 << 16),
+        })
+    }
+
+    /// The pod it reads.
+    pub fn view(&self) -> &PodView {
+        &self.view
+    }
+
+    /// Says that podmig now tracks writes in the pod by userfaultfd (or no longer does).
+    pub fn set_tracked(&mut self, tracked: bool) {
+        self.view.tracked = tracked;
+    }
+
+    /// Read-only handles of every object of the tree, each with a position of its own.
+    pub fn handles(&self) -> Result<HashMap<ObjectId, OwnedFd>, Error> {
+        (0..self.objects.len())
+            .filter_map(|i| u32::try_from(i).ok().map(ObjectId))
+            .filter_map(|id| Some((id, self.objects.handle(id)?)))
+            .map(|(id, fd)| match reopen(&fd) {
+                Ok(own) => Ok((id, own)),
+                Err(e) => Err(Error::read(self.view.init, "an object's handle")(e)),
+            })
+            .collect()
+    }
+
+    /// `status` of the pod's pid 1.
+    fn init_status(&mut self) -> Result<Status, Error> {
+        self.init.read_into("status", &mut self.buf).map_err(Error::read(self.view.init, "status"))?;
+        Status::parse(&self.buf).ok_or_else(Error::odd(self.view.init, "status"))
+    }
+
+    /// Takes into the table what belongs to the pod and is reached by descriptors only.
+    fn objects_by_descriptor(
+        &mut self,
+        proc: &Proc,
+        pid: i32,
+        found: &mut Vec<Blocker>,
+    ) -> Result<(), Error> {
+        let host = proc.pid();
+        for fd in proc.numbers("fd").map_err(Error::read(host, "fd"))? {
+            let link = format!("fd/{fd}");
+            let st = match proc.stat(link.as_str()) {
+                Ok(st) => st,
+                // Closed meanwhile (a running pod), or a file whose file system no longer answers: not an object.
+                Err(_) => continue,
+            };
+            if st.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() || !self.objects.is_object(&st) {
+                continue;
+            }
+            let path = format!("/proc/{host}/{link}");
+            match self.objects.claim_stat(path.as_ref(), &st) {
+                Ok(_) => {}
+                Err(e) => match e.blocker(pid, Some(fd)) {
+                    Some(b) => found.push(b),
+                    None => return Err(e.into()),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An open file description of our own for the same file, so that positions do not mix.
+fn reopen(fd: &std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd, nix::errno::Errno> {
+    use nix::fcntl::{OFlag, open};
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+}
+
+/// `st_dev` of the tmpfs file systems that are mounted in the pod and not where we are: its own `/dev/shm`,
+/// `--tmpfs`.
+fn private_file_systems(init: &Proc) -> Result<HashSet<u64>, Error> {
+    let ours = Proc::open(std::process::id().cast_signed()).map_err(Error::read(0, "/proc/self"))?;
+    let host: HashSet<_> = tmpfs_mounts(&ours)?;
+    Ok(tmpfs_mounts(init)?.difference(&host).copied().collect())
+}
+
+fn tmpfs_mounts(proc: &Proc) -> Result<HashSet<u64>, Error> {
+    let text = proc.read("mountinfo").map_err(Error::read(proc.pid(), "mountinfo"))?;
+    let mut all = HashSet::new();
+    for line in text.split(|&b| b == b'\n').filter(|l| !l.is_empty()) {
+        // Names may be no text; device and type always are.
+        let line = String::from_utf8_lossy(line);
+        let mount = MountInfo::from_line(&line).map_err(|_| Error::odd(proc.pid(), "mountinfo")())?;
+        if mount.fs_type != "tmpfs" {
+            continue;
+        }
+        let (major, minor) = mount.majmin.split_once(':').ok_or_else(Error::odd(proc.pid(), "mountinfo"))?;
+        let number = |s: &str| s.parse().map_err(|_| Error::odd(proc.pid(), "mountinfo")());
+        all.insert(libc::makedev(number(major)?, number(minor)?));
+    }
+    Ok(all)
+}
+
+/// Host pids by address space.
+pub type HostPids = HashMap<MmId, i32>;
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;
