@@ -167,12 +167,16 @@ pub fn detach(link: &Link) -> Result<(), Error> {
             first = result;
         }
     };
-    match &link.shape {
+    let rules = match &link.shape {
         // The rules first: a device without hooks goes in half the time.
-        Shape::Nat { transit, .. } => {
-            note(rules::remove(&link.id).map(drop));
-            rules::forget_flows(*transit);
-        }
+        Shape::Nat { .. } => Some(rules::remove(&link.id)),
+        _ => None,
+    };
+    if let Some(host_if) = link.host_if() {
+        note(delete(host_if).map(drop));
+    }
+    match &link.shape {
+        Shape::Nat { transit, .. } => rules::forget_flows(*transit),
         Shape::Macvlan { .. } => {
             if let Some(netns) = &link.live.netns {
                 note(inside(netns.as_fd(), || delete(POD_IF)).map(drop));
@@ -180,9 +184,7 @@ pub fn detach(link: &Link) -> Result<(), Error> {
         }
         Shape::Port { .. } | Shape::Nothing => {}
     }
-    if let Some(host_if) = link.host_if() {
-        note(delete(host_if).map(drop));
-    }
+    note(rules.transpose().map(drop));
     first
 }
 
@@ -192,9 +194,9 @@ pub fn detach(link: &Link) -> Result<(), Error> {
 /// # Errors
 /// The kernel refused to delete something.
 pub fn sweep(id: &PodId) -> Result<bool, Error> {
-    let link = delete(&host_if_name(id));
     let tables = rules::remove(id);
-    Ok(link? | tables?)
+    let link = delete(&host_if_name(id));
+    Ok(link? | tables?.found)
 }
 
 /// Name of the host side of the pod's veth: at most 15 characters (IFNAMSIZ), from the first 48 bits of the id.

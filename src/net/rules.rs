@@ -130,20 +130,31 @@ fn nat_table(batch: &mut Batch, name: &str, host_if: &str, transit: Ipv4Addr, pu
     batch.rule(family, name, "postrouting", &outbound, "masquerade");
 }
 
-/// Removes the rules of a pod. True: there were some.
-pub(super) fn remove(id: &PodId) -> Result<bool, Error> {
+/// What [`remove`] did.
+pub(super) struct Removed {
+    /// There were rules.
+    pub(super) found: bool,
+    /// The socket used: closing it waits until what was deleted is buried (10 to 20 ms), so it is closed last.
+    _socket: Option<Nft>,
+}
+
+/// Removes the rules of a pod.
+pub(super) fn remove(id: &PodId) -> Result<Removed, Error> {
     let name = table(id);
     let mut nft = match Nft::open() {
         Ok(nft) => nft,
-        Err(e) if e.errno() == Some(libc::EPROTONOSUPPORT) => return Ok(false),
+        Err(e) if e.errno() == Some(libc::EPROTONOSUPPORT) => {
+            return Ok(Removed { found: false, _socket: None });
+        }
         Err(source) => return Err(Error::Rules { object: name, source }),
     };
-    // In one transaction, since a second one would wait (10 to 20 ms) for the first one's dead to be buried.
-    if delete(&mut nft, &name, &[Family::Netdev, Family::Ip])? {
-        return Ok(true);
+    // In one transaction, since a second one would wait for the first one's dead to be buried.
+    let mut found = delete(&mut nft, &name, &[Family::Netdev, Family::Ip])?;
+    if !found {
+        found = delete(&mut nft, &name, &[Family::Netdev])?;
+        found |= delete(&mut nft, &name, &[Family::Ip])?;
     }
-    let netdev = delete(&mut nft, &name, &[Family::Netdev])?;
-    Ok(netdev | delete(&mut nft, &name, &[Family::Ip])?)
+    Ok(Removed { found, _socket: Some(nft) })
 }
 
 /// Deletes tables, all or none. False: one of them was not there.
