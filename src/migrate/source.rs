@@ -139,15 +139,16 @@ fn open(me: &Identity, order: &Order) -> Result<Sink, Failure> {
 /// # Errors
 /// No version in common, or the peer is gone.
 pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<Vec<Blocker>, Failure> {
-    channel.message(&Message::Hello(Box::new(ours.clone())))?;
-    let first = channel.expect(ANSWER).map_err(|e| match e {
-        // TLS 1.3: a caller whose key is unknown there learns of it only by the closed connection.
+    // TLS 1.3: a caller whose key is unknown there learns of it only by the closed connection.
+    let turned_away = |e| match e {
         crate::wire::Error::Lost { host, .. } => crate::wire::Error::Untrusted {
             host,
             reason: "it closed the connection at once; it may not know this host's key".into(),
         },
         other => other,
-    })?;
+    };
+    channel.message(&Message::Hello(Box::new(ours.clone()))).map_err(turned_away)?;
+    let first = channel.expect(ANSWER).map_err(turned_away)?;
     let theirs = match first {
         Message::Hello(hello) => hello,
         other => return Err(out_of_turn(channel, &other)),
