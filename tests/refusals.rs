@@ -268,11 +268,6 @@ fn frames(bytes: &[u8]) -> Vec<(podmig::image::frame::FrameKind, Vec<u8>)> {
 /// A liar's image: every checksum fits, what is said does not. Whatever comes of it, the tool answers; it never panics.
 #[test]
 fn images_made_by_a_liar() {
-    // Known to fail now and then (a restore that answers failure while its pod runs): kept to the full run until mended.
-    if !full() {
-        eprintln!("skipped: part of scripts/test --full");
-        return;
-    }
     let lab = Lab::new();
     let (_, whole) = image(&lab);
     let good = frames(&whole);
