@@ -183,7 +183,10 @@ impl Mover<'_> {
         self.report.frozen_us = us(self.frozen);
         self.report.downtime_us = us(self.held);
         self.watch.lap("activated");
-        let settled = self.ask(moving::Request::Settle(decision));
+        // If the monitor was killed, its frozen copy must not stay.
+        let settled = self.ask(moving::Request::Settle(decision)).or_else(|_| {
+            resolve::settle(self.store, &self.pod.spec.id, decision).map(|()| moving::Reply::Done)
+        });
         match decision {
             Decision::Committed => {
                 self.report.outcome = Outcome::Moved;
