@@ -299,7 +299,7 @@ impl Mover<'_> {
         let object = if failure.object.is_empty() { self.name() } else { failure.object };
         let mut failure = Failure { kind, object, ..failure };
         if let Err(trouble) = back {
-            failure.remedy = match crate::pod::monitor::sweep(self.store, &self.pod) {
+            failure.remedy = match crate::pod::monitor::sweep_dead(self.store, &self.pod) {
                 Ok(()) => format!(
                     "its monitor was killed meanwhile, and the pod with it: `podmig start {}`",
                     self.name()

@@ -315,6 +315,11 @@ impl<'s> Target<'s> {
             let how = some.iter().map(|s| (s.reuseaddr, s.push)).collect();
             self.client.moving_with(moving::Request::Sockets(how), &fds)?;
         }
+        for some in self.finished.late_locks.chunks(SOCKETS) {
+            let fds: Vec<_> = some.iter().map(|l| l.fd.as_fd()).collect();
+            let locks = some.iter().map(|l| (l.locks.clone(), l.of)).collect();
+            self.client.moving_with(moving::Request::Locks(locks), &fds)?;
+        }
         let arrival = Arrival {
             cmd_pid,
             cmd_host_pid,
@@ -324,6 +329,8 @@ impl<'s> Target<'s> {
             started: self.request.manifest.started.parse().ok(),
             log_tail: std::mem::take(&mut self.log),
             socket_files: std::mem::take(&mut self.finished.socket_files),
+            input: state.input,
+            input_ended: state.input_ended,
         };
         self.client.moving(moving::Request::Prepared(arrival))?;
         self.watch.lap("prepare");
@@ -372,7 +379,7 @@ impl<'s> Target<'s> {
             // It is gone, or as good as: its pod with it.
             tracing::debug!("giving up: {refusal}");
             self.client.hang_up();
-            if let Err(left) = crate::pod::monitor::sweep(self.store, &self.record) {
+            if let Err(left) = crate::pod::monitor::sweep_dead(self.store, &self.record) {
                 tracing::warn!("an arriving pod was not removed as a whole: {left}");
             }
         }

@@ -7,6 +7,7 @@
 mod creds;
 mod events;
 mod files;
+mod locks;
 mod mem;
 mod noeintr;
 mod pipes;
@@ -52,6 +53,7 @@ const KINDS: &[(&str, fn())] = &[
     ("creds", creds::run),
     ("events", events::run),
     ("files", files::run),
+    ("locks", locks::run),
     ("mem", mem::run),
     ("noeintr", noeintr::run),
     ("pipes", pipes::run),

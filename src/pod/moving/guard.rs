@@ -43,8 +43,12 @@ fn owns(monitor: &Monitor, conn: ConnId) -> bool {
 
 /// A request of a mover, or of the resolver (which only settles).
 pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
-    if matches!(request, Request::Hold) {
-        let reply = if owns(monitor, conn) { hold(monitor) } else { Err(STRANGER.to_owned()) };
+    if matches!(request, Request::Hold | Request::Frozen) {
+        let reply = match request {
+            _ if !owns(monitor, conn) => Err(STRANGER.to_owned()),
+            Request::Hold => hold(monitor),
+            _ => frozen(monitor),
+        };
         return monitor.answer_move(conn, reply.unwrap_or_else(Reply::Denied), Vec::new());
     }
     let outcome = match request {
@@ -63,7 +67,6 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
             }
             Ok(())
         }
-        Request::Frozen => frozen(monitor),
         Request::Commit => agreed(event(monitor, SourceEvent::Commit)),
         Request::Abort => agreed(event(monitor, SourceEvent::Abort)),
         Request::Written => {
@@ -120,7 +123,7 @@ fn hold(monitor: &mut Monitor) -> Result<Reply, String> {
     Ok(Reply::Held { since_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) })
 }
 
-fn frozen(monitor: &mut Monitor) -> Result<(), String> {
+fn frozen(monitor: &mut Monitor) -> Result<Reply, String> {
     let Some(pod) = &monitor.pod else { return Err("it has no processes".to_owned()) };
     // Not on the mover's word: what follows rests on it.
     match pod.cgroup.freezer().is_frozen() {
@@ -128,7 +131,9 @@ fn frozen(monitor: &mut Monitor) -> Result<(), String> {
             monitor.hear_init()?;
             // What the pod wrote goes into the log, whose end travels.
             monitor.drain_output();
-            agreed(event(monitor, SourceEvent::Frozen))
+            agreed(event(monitor, SourceEvent::Frozen))?;
+            let (input, input_ended) = monitor.hold_input();
+            Ok(Reply::Frozen { input, input_ended })
         }
         Ok(false) => Err("its control group is not frozen".to_owned()),
         Err(e) => Err(e.to_string()),
@@ -211,6 +216,7 @@ fn undo(monitor: &mut Monitor) {
         monitor.complain(&format!("not thawed: {e}"));
     }
     end_asking(&mut guard);
+    monitor.let_input_in();
     monitor.moving.stage = None;
     if monitor.record.status == Status::InDoubt {
         monitor.record.moved_to = None;

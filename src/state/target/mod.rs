@@ -32,7 +32,7 @@ use crate::base::AddrRange;
 use crate::kernel::cgroup::Freezer;
 use crate::remote::{Fate, Regs, Running, Slot, Stopped};
 use crate::state::fd::Port;
-use crate::state::fd::restore::{LateLock, Repaired, SocketFile};
+use crate::state::fd::restore::{LateInside, LateLock, Repaired, SocketFile};
 use crate::state::mm::MmId;
 use crate::state::mm::restore::Special;
 use crate::state::object::ObjectId;
@@ -140,6 +140,8 @@ pub struct Builder {
     late_stops: Vec<(i32, Option<i32>)>,
     stages: Vec<(&'static str, Duration)>,
     warnings: Vec<String>,
+    /// POSIX locks still to be taken.
+    late_inside: Vec<LateInside>,
 }
 
 impl Builder {
@@ -174,6 +176,7 @@ impl Builder {
             late_stops: Vec::new(),
             stages: Vec::new(),
             warnings: Vec::new(),
+            late_inside: Vec::new(),
         };
         builder.stage("stop init", start);
         Ok(builder)

@@ -103,6 +103,7 @@ impl Builder {
         forget_children(&mut s, tree, state, p);
         signal::restore::actions(&mut s, &p.signals);
         mm::restore::lock(&mut s, layout);
+        restore::lock_future(&mut s, p.lock_future);
         restore::settings(&mut s, p);
         let timers = timer::restore::create(&mut s, &p.timers, self.host.timer_ids).map_err(&unfit)?;
         first_half(&mut s, pid, leader).map_err(&unfit)?;
@@ -113,7 +114,7 @@ impl Builder {
         timer::restore::arm(&mut s, &p.timers);
         let results = slot.run(self.leader(pid)?, s.as_batch());
         let results = self.judge(pid, &s, results)?;
-        acts.check(&results, &mut self.warnings).map_err(Error::Hands)?;
+        self.late_inside.extend(acts.check(&results).map_err(Error::Hands)?);
         timer::restore::check(&timers, &results).map_err(&unfit)?;
         self.from_outside(p)
     }
