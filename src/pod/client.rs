@@ -60,6 +60,12 @@ impl Client {
         Ok(client)
     }
 
+    /// From now on no answer is waited for longer than `limit`; one that does not come is an error.
+    pub fn patience(&self, limit: Duration) {
+        let limit = nix::sys::time::TimeVal::new(limit.as_secs().cast_signed(), 0);
+        let _ = nix::sys::socket::setsockopt(&self.fd, nix::sys::socket::sockopt::ReceiveTimeout, &limit);
+    }
+
     /// Ends the conversation: the monitor sees the caller as gone.
     pub fn hang_up(&self) {
         use std::os::fd::AsRawFd;
