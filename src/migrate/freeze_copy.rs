@@ -9,10 +9,11 @@
 //! 5. send the pages and the state; the target builds meanwhile;
 //! 6. `Prepared` → commit on disk → `Commit`. The point of no return.
 
+use super::point;
 use super::report::Outcome;
 use super::resolve;
 use super::sink::Sink;
-use super::source::{LOG_TAIL, Mover, out_of_turn, pass_commit_point, tail};
+use super::source::{LOG_TAIL, Mover, out_of_turn, tail};
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
@@ -22,7 +23,7 @@ use crate::memory::Reader;
 use crate::memory::feed::{DEFAULT_CHUNKS, Feed};
 use crate::memory::reader::all_content;
 use crate::net::{Capture, Engaged};
-use crate::pod::moving;
+use crate::pod::moving::{self, Stage};
 use crate::state::Tree;
 use crate::state::mm::MmId;
 use crate::state::source::Source;
@@ -46,7 +47,7 @@ impl Mover<'_> {
 
     /// Steps 1 to 5. On return the target has everything.
     pub(super) fn stop_and_copy(&mut self, source: &mut Source, sent: &Tree) -> Result<Capture, Failure> {
-        self.stage("stop-and-copy")?;
+        self.stage(Stage::named("stop-and-copy"))?;
         let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
         self.watch.lap("capture");
@@ -136,7 +137,9 @@ impl Mover<'_> {
         self.watch.lap("prepared");
         let frames = frames(capture)?;
         self.sink.record(&Record::Frames(frames))?;
-        pass_commit_point();
+        if !point::pass() {
+            return Err(self.cancelled());
+        }
         self.ask(moving::Request::Commit)?;
         self.watch.lap("journal");
         // From here nothing may be taken back on our own account: every way out is the target's word, or doubt.
@@ -172,6 +175,10 @@ impl Mover<'_> {
                 format!("{} gave up before the commit arrived", self.order.to.name()),
             )),
         }
+    }
+
+    fn cancelled(&self) -> Failure {
+        Failure::new(Kind::BeforeCommit, self.name(), "the move was cancelled")
     }
 
     /// Frames go on arriving here until the link is gone: they follow the commit.
@@ -244,6 +251,10 @@ impl Mover<'_> {
         let (page_frames, page_bytes) = self.pages;
         self.sink.record(&Record::End { page_frames, page_bytes })?;
         self.report.bytes_sent = self.sink.sent();
+        if !point::pass() {
+            return Err(self.cancelled());
+        }
+        self.stage(Stage::named(Stage::COMMITMENT))?;
         self.sink.finish_image()?;
         self.watch.lap("sync");
         let end = if self.order.leave_running { moving::Request::Abort } else { moving::Request::Written };

@@ -12,18 +12,20 @@
 //! The mover may die at any moment: until `Commit` its pod's monitor takes everything back, after it the
 //! monitor asks the target what its record says (`policy::handover`).
 //!
-//! `sink` is where a stream goes (a host or a file), `report` what the user is told.
+//! `sink` is where a stream goes (a host or a file), `report` what the user is told at the end, `progress` meanwhile,
+//! `point` the point of no return.
 
 pub mod clone;
 pub mod facts;
 pub mod freeze_copy;
 pub mod names;
 pub mod order;
+pub mod point;
 pub mod private;
+pub mod progress;
 pub mod report;
 pub mod resolve;
 pub mod restore;
-
 pub mod sink;
 pub mod source;
 pub mod target;

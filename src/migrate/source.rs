@@ -10,6 +10,7 @@
 use super::facts;
 use super::order::{Destination, Order};
 use super::private;
+use super::progress::Progress;
 use super::report::{Outcome, Report, Stopwatch};
 use super::sink::Sink;
 use crate::base::{Blocker, Failure, Kind, MoveId};
@@ -26,26 +27,12 @@ use crate::wire::channel::Channel;
 use crate::wire::hello::{self, Hello};
 use crate::wire::identity::Identity;
 use crate::wire::message::Message;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long the target may take for an answer that needs little work.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// How much of the log travels, bytes.
 pub(super) const LOG_TAIL: u64 = 64 << 10;
-
-/// Set just before `Commit` is written down: from then on the mover must not be stopped by a signal.
-static COMMITTED: AtomicBool = AtomicBool::new(false);
-
-/// Whether this process's move has passed the commit point.
-pub fn committed() -> bool {
-    COMMITTED.load(Ordering::SeqCst)
-}
-
-/// The commit point is passed.
-pub(super) fn pass_commit_point() {
-    COMMITTED.store(true, Ordering::SeqCst);
-}
 
 /// A mover at work.
 pub(super) struct Mover<'a> {
@@ -65,6 +52,8 @@ pub(super) struct Mover<'a> {
     pub(super) held: Option<Instant>,
     /// Page frames and bytes sent.
     pub(super) pages: (u64, u64),
+    /// Where the user is told how far we are.
+    pub(super) progress: Progress,
 }
 
 /// Moves or checkpoints `pod` (a running one). The report is filled as far as things got.
@@ -96,8 +85,23 @@ pub fn run(
     let move_id = MoveId::from_bits(random());
     client.moving(moving::Request::Begin { move_id: move_id.clone(), to: order.to.name() })?;
     let (frozen, held, pages) = (None, None, (0, 0));
-    let mut mover =
-        Mover { order, store, pod, client, info, cgroup, sink, move_id, report, watch, frozen, held, pages };
+    let progress = Progress::new(order.progress, pod.spec.name.as_str(), &pod.spec.id);
+    let mut mover = Mover {
+        order,
+        store,
+        pod,
+        client,
+        info,
+        cgroup,
+        sink,
+        move_id,
+        report,
+        watch,
+        frozen,
+        held,
+        pages,
+        progress,
+    };
     mover.watch.lap("connect");
     let done = mover.stages(blockers);
     mover.close_report();
@@ -170,10 +174,17 @@ impl Mover<'_> {
         self.pod.spec.name.to_string()
     }
 
-    /// Says to whoever asks `ps` where we are.
-    pub(super) fn stage(&mut self, stage: &str) -> Result<(), Failure> {
-        let stage = Stage { to: self.order.to.name(), stage: stage.to_owned(), ..Stage::default() };
-        self.client.moving(moving::Request::Stage(stage)).map(|_| ())
+    /// Says to the user, and to whoever asks `ps` or `watch`, where we are. May be called for every chunk: what is
+    /// told too soon after the last word of the same stage and round goes no further.
+    ///
+    /// # Errors
+    /// The monitor is gone, or the move was cancelled.
+    pub(super) fn stage(&mut self, stage: Stage) -> Result<(), Failure> {
+        let stage = Stage { to: self.order.to.name(), ..stage };
+        match self.progress.news(stage) {
+            Some(stage) => self.client.moving(moving::Request::Stage(stage)).map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     fn stages(&mut self, mut blockers: Vec<Blocker>) -> Result<(), Failure> {
@@ -183,7 +194,7 @@ impl Mover<'_> {
         if !blockers.is_empty() {
             return Err(Failure::refused(self.name(), blockers));
         }
-        self.stage("reservation")?;
+        self.stage(Stage::named("reservation"))?;
         self.reserve()?;
         self.watch.lap("reserve");
         if self.order.dry_run {
