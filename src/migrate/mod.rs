@@ -20,6 +20,7 @@ pub mod facts;
 pub mod freeze_copy;
 pub mod names;
 pub mod order;
+pub mod peer;
 pub mod point;
 pub mod private;
 pub mod progress;

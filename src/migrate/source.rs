@@ -143,6 +143,14 @@ fn open(me: &Identity, order: &Order) -> Result<Sink, Failure> {
 /// # Errors
 /// No version in common, or the peer is gone.
 pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<Vec<Blocker>, Failure> {
+    Ok(hello::blockers(ours, &*meet(channel, ours)?))
+}
+
+/// Exchanges hellos; the peer's is returned.
+///
+/// # Errors
+/// As [`greet`].
+pub(super) fn meet(channel: &mut Channel, ours: &Hello) -> Result<Box<Hello>, Failure> {
     // TLS 1.3: a caller whose key is unknown there learns of it only by the closed connection.
     let turned_away = |e| match e {
         crate::wire::Error::Lost { host, .. } => crate::wire::Error::Untrusted {
@@ -161,7 +169,7 @@ pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<Vec<Blocker>,
         let host = channel.peer.clone();
         return Err(crate::wire::Error::Version { host, theirs: theirs.versions, ours: ours.versions }.into());
     }
-    Ok(hello::blockers(ours, &theirs))
+    Ok(theirs)
 }
 
 /// The peer said something that does not fit here.

@@ -3,6 +3,7 @@
 use super::hello::Hello;
 use crate::base::{Decision, Failure, MoveId, PodId};
 use crate::image::record::Manifest;
+use crate::kernel::features::Finding;
 use serde::{Deserialize, Serialize};
 
 /// One stage of the report: its name and length in microseconds.
@@ -69,6 +70,10 @@ pub enum Message {
     Decided(Decision),
     /// Digests of memory for `--verify`: name of the space and mapping, hash.
     Digest(Vec<(String, u64)>),
+    /// What works on your host?
+    Check,
+    /// This does, and this does not.
+    Checked(Vec<Finding>),
 }
 
 impl Message {
@@ -90,6 +95,8 @@ impl Message {
             Message::Query { .. } => "query",
             Message::Decided(_) => "decided",
             Message::Digest(_) => "digest",
+            Message::Check => "check",
+            Message::Checked(_) => "checked",
         }
     }
 }

@@ -123,7 +123,8 @@ pub(super) fn tell(
     Ok(0)
 }
 
-fn host(ctx: &Context, host: &HostRef) -> Result<Host, Failure> {
+/// The host a user means.
+pub(super) fn host(ctx: &Context, host: &HostRef) -> Result<Host, Failure> {
     match host {
         HostRef::Named(name) => Ok(Hosts::new(&ctx.places.hosts()).find(name)?),
         HostRef::Ssh { target, port } => {
