@@ -5,6 +5,7 @@
 //! source::run                                    worker::serve
 //!   reserve ── manifest ───────────────────────▶   reserve: monitor, namespaces, init, link held
 //!   tree ──────────────────────────────────────▶   skeleton ── Built ──▶
+//!   rounds: look, send (live) ─────────────────▶   fill ── Synced ──▶
 //!   hold, stop all, tree again, pages, state ──▶   fill, finish, detach under freezer ── Prepared ──▶
 //!   freeze cgroup, journal, Commit ────────────▶   record, activate ── Activated ──▶
 //!   destroy
@@ -18,8 +19,10 @@
 pub mod clone;
 pub mod facts;
 pub mod freeze_copy;
+mod live;
 pub mod names;
 pub mod order;
+mod pace;
 pub mod peer;
 pub mod point;
 pub mod private;
@@ -30,4 +33,5 @@ pub mod restore;
 pub mod sink;
 pub mod source;
 pub mod target;
+mod verify;
 pub mod worker;

@@ -20,19 +20,15 @@ impl Point {
     }
 }
 
-/// The mover is about to commit. `false`: it was cancelled first, and must not.
-pub(super) fn pass() -> bool {
+/// The mover is about to commit, or has ended: nothing is cancelled any more. `false`: it was cancelled first, and must
+/// not commit.
+pub fn pass() -> bool {
     POINT.go(PASSED)
 }
 
 /// Somebody wants to cancel. `false`: too late, the move must be finished.
 pub fn cancel() -> bool {
     POINT.go(CANCELLED)
-}
-
-/// Whether it was cancelled: whoever did that says so, and ends the process.
-pub fn cancelled() -> bool {
-    POINT.0.load(Ordering::SeqCst) == CANCELLED
 }
 
 #[cfg(test)]

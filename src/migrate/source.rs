@@ -13,6 +13,7 @@ use super::private;
 use super::progress::Progress;
 use super::report::{Outcome, Report, Stopwatch};
 use super::sink::Sink;
+use super::verify::Digests;
 use crate::base::{Blocker, Failure, Kind, MoveId};
 use crate::image::file::ImageWriter;
 use crate::image::record::{Manifest, Record};
@@ -21,7 +22,6 @@ use crate::pod::client::Client;
 use crate::pod::moving::{self, Stage};
 use crate::pod::proto::Info;
 use crate::pod::store::{self, Store};
-use crate::state::Tree;
 use crate::state::source::{PodView, Source};
 use crate::wire::channel::Channel;
 use crate::wire::hello::{self, Hello};
@@ -54,6 +54,8 @@ pub(super) struct Mover<'a> {
     pub(super) pages: (u64, u64),
     /// Where the user is told how far we are.
     pub(super) progress: Progress,
+    /// Hashes of all memory, where they were asked for.
+    pub(super) digests: Option<Digests>,
 }
 
 /// Moves or checkpoints `pod` (a running one). The report is filled as far as things got.
@@ -84,7 +86,7 @@ pub fn run(
     let cgroup = freezer_of(&info)?;
     let move_id = MoveId::from_bits(random());
     client.moving(moving::Request::Begin { move_id: move_id.clone(), to: order.to.name() })?;
-    let (frozen, held, pages) = (None, None, (0, 0));
+    let (frozen, held, pages, digests) = (None, None, (0, 0), None);
     let progress = Progress::new(order.progress, pod.spec.name.as_str(), &pod.spec.id);
     let mut mover = Mover {
         order,
@@ -101,6 +103,7 @@ pub fn run(
         held,
         pages,
         progress,
+        digests,
     };
     mover.watch.lap("connect");
     let done = mover.stages(blockers);
@@ -224,7 +227,11 @@ impl Mover<'_> {
         self.report.warnings.extend(private::warnings(&self.pod.spec));
         self.send_tree(&tree)?;
         self.watch.lap("skeleton");
-        let capture = self.stop_and_copy(&mut source, &tree)?;
+        let (tree, mut pre) = match self.order.live {
+            true => self.precopy(&mut source, tree)?,
+            false => (tree, None),
+        };
+        let capture = self.stop_and_copy(&mut source, &tree, pre.as_mut())?;
         self.commit(capture)
     }
 
@@ -281,18 +288,6 @@ impl Mover<'_> {
             memory: facts::resident(&self.cgroup),
             leave_running: self.order.leave_running,
         })
-    }
-
-    /// Sends a tree; a peer has its skeleton built when this returns.
-    fn send_tree(&mut self, tree: &Tree) -> Result<(), Failure> {
-        self.sink.record(&Record::Tree(Box::new(tree.clone())))?;
-        if let Sink::Peer(channel) = &mut self.sink {
-            match channel.expect(ANSWER)? {
-                Message::Built => {}
-                other => return Err(out_of_turn(channel, &other)),
-            }
-        }
-        Ok(())
     }
 
     /// Before commit: everything back as it was; the failure then says that the pod runs here.

@@ -6,7 +6,7 @@ use crate::base::Failure;
 use crate::cli::request::CheckpointRequest;
 use crate::cli::{Context, privilege};
 use crate::image::file::part_of;
-use crate::migrate::order::{Destination, Order};
+use crate::migrate::order::{Destination, OnTimeout, Order};
 use crate::migrate::report::Report;
 use crate::migrate::{facts, source};
 use crate::wire::identity::Identity;
@@ -24,6 +24,11 @@ pub fn run(ctx: &Context, r: CheckpointRequest) -> Result<i32, Failure> {
     let order = Order {
         to: r.output.map_or(Destination::Stdout, Destination::File),
         dry_run: false,
+        live: false,
+        max_downtime: Duration::MAX,
+        bandwidth: None,
+        verify: false,
+        on_timeout: OnTimeout::Cancel,
         timeout: TIMEOUT,
         publish: None,
         leave_running: r.leave_running,

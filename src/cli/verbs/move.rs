@@ -2,9 +2,9 @@
 
 use super::{interrupt, reach};
 use crate::base::Failure;
-use crate::cli::request::{HostRef, Mode as Asked, MoveRequest, OnTimeout};
+use crate::cli::request::{HostRef, Mode as Asked, MoveRequest, OnTimeout as AfterTime};
 use crate::cli::{Context, out, privilege};
-use crate::migrate::order::{Destination, Order};
+use crate::migrate::order::{Destination, OnTimeout, Order};
 use crate::migrate::progress::Form;
 use crate::migrate::report::{Outcome, Report};
 use crate::migrate::{facts, point, source};
@@ -22,17 +22,20 @@ pub fn run(ctx: &Context, r: MoveRequest) -> Result<i32, Failure> {
         Asked::Cold => return Err(out::not_yet("move --mode cold")),
         Asked::PostCopy => return Err(out::not_yet("move --mode post-copy")),
     };
-    for (asked, what) in [(r.verify, "move --verify"), (r.bandwidth.is_some(), "move --bandwidth")] {
-        if asked {
-            return Err(out::not_yet(what));
-        }
-    }
     let (record, _) = reach::running(ctx, &r.pod)?;
     let host = host(ctx, &r.host)?;
     let me = Identity::load(&ctx.places.key())?;
     let order = Order {
         to: Destination::Host(host),
         dry_run: r.dry_run,
+        live,
+        max_downtime: r.max_downtime,
+        bandwidth: r.bandwidth,
+        verify: r.verify,
+        on_timeout: match r.on_timeout {
+            AfterTime::Cancel => OnTimeout::Cancel,
+            AfterTime::Freeze => OnTimeout::Freeze,
+        },
         timeout: r.timeout,
         publish: (!r.publish.is_empty()).then(|| r.publish.clone()),
         leave_running: false,
@@ -40,12 +43,7 @@ pub fn run(ctx: &Context, r: MoveRequest) -> Result<i32, Failure> {
     };
     let to = order.to.name();
     let mut report = Report::new(record.spec.name.as_str(), &record.spec.id, &facts::hostname(), &to, "warm");
-    if live {
-        report
-            .warnings
-            .push("pre-copy is not built yet: moved warm (frozen while its memory is copied)".to_owned());
-    }
-    let limit = (r.on_timeout == OnTimeout::Cancel).then_some((r.timeout, r.timeout_text));
+    let limit = (r.on_timeout == AfterTime::Cancel).then_some((r.timeout, r.timeout_text));
     interrupt::arm(interrupt::End {
         report: report.clone(),
         json: ctx.json,
@@ -74,8 +72,8 @@ pub(super) fn tell(
     to_stderr: bool,
 ) -> Result<i32, Failure> {
     let json = |report: &Report| if to_stderr { out::json_to_stderr(report) } else { out::json(report) };
-    // Whoever cancelled it tells so, and ends this process.
-    while point::cancelled() {
+    // From here nothing is cancelled any more. Whoever did that before tells so, and ends this process.
+    while !point::pass() {
         std::thread::park();
     }
     if let Err(failure) = done {
