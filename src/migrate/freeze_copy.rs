@@ -119,6 +119,7 @@ impl Mover<'_> {
     /// Sends what the feed reads, at the pace given.
     pub(super) fn send_pages(&mut self, feed: &Feed, mut pace: Option<&mut Pace>) -> Result<(), Failure> {
         let mut head = Vec::new();
+        self.progress.begin(feed.total_bytes(), self.sink.sent());
         while let Some(chunk) = feed.next() {
             let chunk = chunk?;
             if let Some(pace) = &mut pace {
@@ -132,6 +133,7 @@ impl Mover<'_> {
             self.sink.pages(&head, chunk.data())?;
             self.pages.0 += 1;
             self.pages.1 += (head.len() + chunk.data().len()) as u64;
+            self.went(chunk.runs.iter().map(|r| r.len).sum())?;
             for run in &chunk.runs {
                 let pages = run.len / PAGE;
                 if run.zero {

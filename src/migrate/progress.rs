@@ -53,14 +53,23 @@ struct Told<'a> {
 /// Takes updates and tells them, not too often. Dropping it clears the line.
 pub struct Progress {
     last: Option<(Instant, Stage)>,
+    work: Option<Work>,
     tell: Option<mpsc::Sender<Stage>>,
     teller: Option<JoinHandle<()>>,
+}
+
+/// What is being sent.
+struct Work {
+    left: u64,
+    since: Instant,
+    /// On the wire before it.
+    before: u64,
 }
 
 impl Progress {
     /// Progress of one move or checkpoint. A thread that cannot be started means no progress is told.
     pub fn new(form: Form, pod: &str, id: &PodId) -> Self {
-        let mut progress = Self { last: None, tell: None, teller: None };
+        let mut progress = Self { last: None, work: None, tell: None, teller: None };
         if form == Form::Off {
             return progress;
         }
@@ -74,6 +83,24 @@ impl Progress {
             (progress.tell, progress.teller) = (Some(tell), Some(thread));
         }
         progress
+    }
+
+    /// So many bytes are to be sent now; `sent` are on the wire since the move began.
+    pub fn begin(&mut self, bytes: u64, sent: u64) {
+        self.work = Some(Work { left: bytes, since: Instant::now(), before: sent });
+    }
+
+    /// So many of them were sent: the stage as it is then.
+    pub fn went(&mut self, bytes: u64, sent: u64) -> Stage {
+        let mut stage = self.last.as_ref().map(|(_, last)| last.clone()).unwrap_or_default();
+        if let Some(work) = &mut self.work {
+            work.left = work.left.saturating_sub(bytes);
+            let us = work.since.elapsed().as_micros().max(1);
+            let rate = u128::from(sent.saturating_sub(work.before)) * 1_000_000 / us;
+            stage.bytes_left = work.left;
+            stage.rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        }
+        Stage { bytes_sent: sent, ..stage }
     }
 
     /// Whether `stage` is news: another stage or round, or some time has passed. If it is, it is told, and returned
@@ -110,7 +137,8 @@ impl Drop for Progress {
 /// Never backwards.
 fn forward(last: &Stage, now: Stage) -> Stage {
     let round = now.round.max(last.round);
-    let same = now.stage == last.stage && round == last.round;
+    // A stage may begin before it is known how much there is to do.
+    let same = now.stage == last.stage && round == last.round && last.bytes_left > 0;
     Stage {
         round,
         bytes_left: if same { now.bytes_left.min(last.bytes_left) } else { now.bytes_left },
@@ -226,6 +254,17 @@ mod tests {
         assert!(progress.news(at("pre-copy", 1, 10)).is_none(), "an earlier round");
         assert_eq!(progress.news(at("stop-and-copy", 0, 5)).unwrap().round, 2);
         assert_eq!(forward(&at("x", 1, 5), at("x", 1, 9)).bytes_left, 5);
+    }
+
+    #[test]
+    fn what_was_sent_counts() {
+        let mut progress = Progress::new(Form::Off, "web", &PodId::from_bits(1));
+        progress.news(at("stop-and-copy", 2, 0));
+        progress.begin(100, 1000);
+        let s = progress.went(60, 1060);
+        assert_eq!((s.stage.as_str(), s.bytes_left, s.bytes_sent), ("stop-and-copy", 40, 1060));
+        assert!(s.rate > 0);
+        assert_eq!(progress.went(60, 1120).bytes_left, 0);
     }
 
     #[test]

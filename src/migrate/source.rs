@@ -198,6 +198,12 @@ impl Mover<'_> {
         }
     }
 
+    /// So many bytes of memory more were sent.
+    pub(super) fn went(&mut self, bytes: u64) -> Result<(), Failure> {
+        let stage = self.progress.went(bytes, self.sink.sent());
+        self.stage(stage)
+    }
+
     fn stages(&mut self, mut blockers: Vec<Blocker>) -> Result<(), Failure> {
         let mut source = Source::new(self.view())?;
         blockers.extend(source.preflight()?);
