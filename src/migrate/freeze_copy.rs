@@ -11,10 +11,11 @@
 
 use super::live::{self, Precopy};
 use super::pace::Pace;
+use super::point;
 use super::report::Outcome;
 use super::resolve;
 use super::sink::Sink;
-use super::source::{LOG_TAIL, Mover, out_of_turn, pass_commit_point, tail};
+use super::source::{LOG_TAIL, Mover, out_of_turn, tail};
 use super::verify::{self, Digests};
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
@@ -25,7 +26,7 @@ use crate::memory::Reader;
 use crate::memory::feed::Feed;
 use crate::memory::reader::all_content;
 use crate::net::{Capture, Engaged};
-use crate::pod::moving;
+use crate::pod::moving::{self, Stage};
 use crate::state::Tree;
 use crate::state::mm::MmId;
 use crate::state::source::Source;
@@ -51,7 +52,7 @@ impl Mover<'_> {
         sent: &Tree,
         mut pre: Option<&mut Precopy>,
     ) -> Result<Capture, Failure> {
-        self.stage("stop-and-copy")?;
+        self.stage(Stage::named("stop-and-copy"))?;
         let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
         self.watch.lap("capture");
@@ -118,6 +119,7 @@ impl Mover<'_> {
     /// Sends what the feed reads, at the pace given.
     pub(super) fn send_pages(&mut self, feed: &Feed, mut pace: Option<&mut Pace>) -> Result<(), Failure> {
         let mut head = Vec::new();
+        self.progress.begin(feed.total_bytes(), self.sink.sent());
         while let Some(chunk) = feed.next() {
             let chunk = chunk?;
             if let Some(pace) = &mut pace {
@@ -131,6 +133,7 @@ impl Mover<'_> {
             self.sink.pages(&head, chunk.data())?;
             self.pages.0 += 1;
             self.pages.1 += (head.len() + chunk.data().len()) as u64;
+            self.went(chunk.runs.iter().map(|r| r.len).sum())?;
             for run in &chunk.runs {
                 let pages = run.len / PAGE;
                 if run.zero {
@@ -163,7 +166,9 @@ impl Mover<'_> {
         }
         let frames = frames(capture)?;
         self.sink.record(&Record::Frames(frames))?;
-        pass_commit_point();
+        if !point::pass() {
+            return Err(self.cancelled());
+        }
         self.ask(moving::Request::Commit)?;
         self.watch.lap("journal");
         // From here nothing may be taken back on our own account: every way out is the target's word, or doubt.
@@ -199,6 +204,10 @@ impl Mover<'_> {
                 format!("{} gave up before the commit arrived", self.order.to.name()),
             )),
         }
+    }
+
+    fn cancelled(&self) -> Failure {
+        Failure::new(Kind::BeforeCommit, self.name(), "the move was cancelled")
     }
 
     /// The target compares the hashes of all memory with its own.
@@ -284,6 +293,10 @@ impl Mover<'_> {
         let (page_frames, page_bytes) = self.pages;
         self.sink.record(&Record::End { page_frames, page_bytes })?;
         self.report.bytes_sent = self.sink.sent();
+        if !point::pass() {
+            return Err(self.cancelled());
+        }
+        self.stage(Stage::named(Stage::COMMITMENT))?;
         self.sink.finish_image()?;
         self.watch.lap("sync");
         let end = if self.order.leave_running { moving::Request::Abort } else { moving::Request::Written };

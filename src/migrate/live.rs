@@ -16,6 +16,7 @@ use crate::memory::dirty::inject::BySession;
 use crate::memory::dirty::{Access, ObjectView, Round, Tracker, View};
 use crate::memory::feed::{DEFAULT_CHUNKS, Feed};
 use crate::memory::{self, PageSet, Reader, Space, Work};
+use crate::pod::moving::Stage;
 use crate::policy::rounds::{self, Limits, Next, Sent};
 use crate::remote::Batch;
 use crate::state::Tree;
@@ -236,6 +237,7 @@ impl Mover<'_> {
         handles: &Handles,
     ) -> Result<(), Failure> {
         let (start, bytes) = (Instant::now(), round.bytes());
+        self.stage(self.round_stage(pre, bytes))?;
         let (pages, sent) = (self.report.pages_sent, self.sink.sent());
         let reader = Reader::new(source.hosts(), handles, round.work)?.while_running();
         let feed = feed(reader)?;
@@ -252,6 +254,22 @@ impl Mover<'_> {
         });
         self.watch.lap("round");
         Ok(())
+    }
+
+    /// Where we are as a round begins that sends `bytes`.
+    fn round_stage(&self, pre: &Precopy, bytes: u64) -> Stage {
+        let per_s = |bytes: u64, us: u64| bytes.saturating_mul(1_000_000) / us.max(1);
+        let last = pre.sent.last();
+        Stage {
+            round: u32::try_from(pre.sent.len() + 1).unwrap_or(u32::MAX),
+            bytes_left: bytes,
+            bytes_sent: self.sink.sent(),
+            rate: last.map_or(0, |s| per_s(s.bytes, s.us)),
+            // What this round sends was written while the last one was sent.
+            dirty_rate: last.map_or(0, |s| per_s(bytes, s.us)),
+            expected_frozen_us: last.map_or(0, |_| rounds::predict(&pre.sent, bytes, &self.limits())),
+            ..Stage::named("pre-copy")
+        }
     }
 
     /// Waits until the target has put everything in place.

@@ -1,5 +1,6 @@
 //! What a user asked of a move or checkpoint, as data.
 
+use super::progress::Form;
 use crate::base::spec::Publish;
 use crate::policy::hosts::Host;
 use std::path::PathBuf;
@@ -59,4 +60,6 @@ pub struct Order {
     pub publish: Option<Vec<Publish>>,
     /// The pod goes on here afterwards (image only).
     pub leave_running: bool,
+    /// How progress is told.
+    pub progress: Form,
 }

@@ -41,6 +41,7 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
             }
         }
         Message::Query { move_id, pod } => answer(store, &mut channel, &move_id, &pod),
+        Message::Check => Ok(channel.message(&Message::Checked(crate::kernel::features::all()))?),
         other => {
             Err(crate::wire::Error::Protocol { host: channel.peer.clone(), got: other.name().into() }.into())
         }

@@ -3,6 +3,7 @@
 use super::hello::Hello;
 use crate::base::{Decision, Failure, MoveId, PodId};
 use crate::image::record::Manifest;
+use crate::kernel::features::Finding;
 use serde::{Deserialize, Serialize};
 
 /// One stage of the report: its name and length in microseconds.
@@ -78,6 +79,10 @@ pub enum Message {
     Digest(Vec<(String, u64)>),
     /// Target: they are the same here.
     Verified,
+    /// What works on your host?
+    Check,
+    /// This does, and this does not.
+    Checked(Vec<Finding>),
 }
 
 impl Message {
@@ -102,6 +107,8 @@ impl Message {
             Message::Decided(_) => "decided",
             Message::Digest(_) => "digest",
             Message::Verified => "verified",
+            Message::Check => "check",
+            Message::Checked(_) => "checked",
         }
     }
 }
