@@ -115,6 +115,11 @@ impl Proc {
         fstatat(&self.dir, name, AtFlags::empty())
     }
 
+    /// `lstat` of a name under it: of a link itself.
+    pub fn lstat<P: NixPath + ?Sized>(&self, name: &P) -> Result<FileStat, Errno> {
+        fstatat(&self.dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+    }
+
     /// Opens what a link leads to, for reading (never blocks, closed on exec).
     pub fn open_at<P: NixPath + ?Sized>(&self, name: &P) -> Result<OwnedFd, Errno> {
         openat(

@@ -7,12 +7,14 @@
 //!   copied page equal to the file's is no difference and a file that differs is one. Pages beyond the file's end are
 //!   left out;
 //! - objects: every page with data, once per object, by offset;
+//! - bytes that the kernel writes as it pleases ([`Masks`]: rseq areas) count as zeros;
 //! - shared mappings of files, droppable memory, vdso and vvar: not at all.
 //!
 //! Mappings are those of the *layout given*, so both ends must use the source's: the kernels may have split or joined
 //! them differently.
 
 use super::content::{self, Class, class};
+use super::reader::is_zero;
 use super::{Chunk, Error, PageSet, Reader, Space, Work};
 use crate::base::AddrRange;
 use crate::base::addr::PAGE;
@@ -35,8 +37,24 @@ pub struct Digest {
     pub hash: u64,
 }
 
+/// Ranges of bytes that the kernel writes whenever a thread runs.
+pub type Masks = HashMap<MmId, Vec<AddrRange>>;
+
+/// The page with the masked bytes zero; `None` if none of them lies in it.
+fn masked(masks: &[AddrRange], addr: u64, page: &[u8]) -> Option<Vec<u8>> {
+    let here = AddrRange::new(addr, addr + page.len() as u64);
+    let mut out: Option<Vec<u8>> = None;
+    for mask in masks.iter().filter(|m| m.overlaps(&here)) {
+        let own = out.get_or_insert_with(|| page.to_vec());
+        let at = |a: u64| (a.clamp(here.start, here.end) - here.start) as usize;
+        own[at(mask.start)..at(mask.end)].fill(0);
+    }
+    out
+}
+
 /// Hash of the given pages of one space.
 fn hash(
+    masks: &[AddrRange],
     pids: &HashMap<MmId, i32>,
     objects: &HashMap<ObjectId, OwnedFd>,
     space: Space,
@@ -48,7 +66,13 @@ fn hash(
     while reader.fill(chunk)? {
         for (run, data) in chunk.pieces() {
             for (n, page) in data.chunks(PAGE as usize).enumerate() {
-                state.update(&(run.addr + n as u64 * PAGE).to_le_bytes());
+                let addr = run.addr + n as u64 * PAGE;
+                let masked = masked(masks, addr, page);
+                let page = masked.as_deref().unwrap_or(page);
+                if masked.is_some() && is_zero(page) {
+                    continue;
+                }
+                state.update(&addr.to_le_bytes());
                 state.update(page);
             }
         }
@@ -56,8 +80,9 @@ fn hash(
     Ok(state.digest())
 }
 
-/// Digests of one address space, mapping by mapping. The process must be stopped. Errors: as `Reader::fill`.
-pub fn of_mm(host_pid: i32, layout: &MmLayout) -> Result<Vec<Digest>, Error> {
+/// Digests of one address space, mapping by mapping, but for the masked bytes. The process must be stopped. Errors: as
+/// `Reader::fill`.
+pub fn of_mm(host_pid: i32, layout: &MmLayout, masks: &[AddrRange]) -> Result<Vec<Digest>, Error> {
     let space = Space::Mm(layout.mm);
     let pids = HashMap::from([(layout.mm, host_pid)]);
     let populated = content::content_pages(host_pid, layout)?;
@@ -69,7 +94,7 @@ pub fn of_mm(host_pid: i32, layout: &MmLayout) -> Result<Vec<Digest>, Error> {
             Class::Cow => PageSet::from_iter([vma.range]),
             Class::Object { .. } | Class::Nothing => continue,
         };
-        let hash = hash(&pids, &HashMap::new(), space, pages, &mut chunk)?;
+        let hash = hash(masks, &pids, &HashMap::new(), space, pages, &mut chunk)?;
         out.push(Digest { space, range: vma.range, hash });
     }
     Ok(out)
@@ -81,11 +106,12 @@ pub fn of_tree(
     tree: &Tree,
     pids: &HashMap<MmId, i32>,
     objects: &HashMap<ObjectId, OwnedFd>,
+    masks: &Masks,
 ) -> Result<Vec<Digest>, Error> {
     let mut out = Vec::new();
     for layout in &tree.mms {
         let pid = *pids.get(&layout.mm).ok_or(Error::UnknownSpace(Space::Mm(layout.mm)))?;
-        out.extend(of_mm(pid, layout)?);
+        out.extend(of_mm(pid, layout, masks.get(&layout.mm).map_or(&[][..], Vec::as_slice))?);
     }
     let mut chunk = Chunk::new();
     for (n, object) in tree.objects.iter().enumerate() {
@@ -93,7 +119,7 @@ pub fn of_tree(
         let space = Space::Object(id);
         let fd = objects.get(&id).ok_or(Error::UnknownSpace(space))?;
         let pages = content::object_pages(id, &content::reopen(id, fd, false)?)?;
-        let hash = hash(pids, objects, space, pages, &mut chunk)?;
+        let hash = hash(&[], pids, objects, space, pages, &mut chunk)?;
         out.push(Digest { space, range: AddrRange::new(0, object.size), hash });
     }
     Ok(out)

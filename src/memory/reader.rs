@@ -45,6 +45,8 @@ pub struct Reader {
     work: Vec<Work>,
     cursor: Mutex<Cursor>,
     skipped: Mutex<HashMap<Space, PageSet>>,
+    /// Processes may end while they are read.
+    running: bool,
 }
 
 const PAGE_LEN: usize = PAGE as usize;
@@ -101,7 +103,14 @@ impl Reader {
             }
         };
         let origins = work.iter().map(|w| origin(w.space)).collect::<Result<_, Error>>()?;
-        Ok(Self { origins, work, cursor: Mutex::default(), skipped: Mutex::default() })
+        Ok(Self { origins, work, cursor: Mutex::default(), skipped: Mutex::default(), running: false })
+    }
+
+    /// For a pod that runs: a process that ends meanwhile counts among the [`Reader::skipped`] and is no error.
+    #[must_use]
+    pub fn while_running(mut self) -> Self {
+        self.running = true;
+        self
     }
 
     /// Bytes of memory that will be looked at, all work together.
@@ -194,10 +203,13 @@ impl Reader {
             Errno::ESRCH => Error::Gone { pid },
             _ => Error::Read { pid, addr: ranges[0].start, source },
         };
-        let got = vmio::read(pid, ranges, buf).map_err(fail)?;
         let mut missing = PageSet::new();
-        if got < buf.len() {
-            read_hard(pid, mem, ranges, buf, got, &mut missing)?;
+        let read = vmio::read(pid, ranges, buf).map_err(fail).and_then(|got| {
+            if got < buf.len() { read_hard(pid, mem, ranges, buf, got, &mut missing) } else { Ok(()) }
+        });
+        match read {
+            Err(Error::Gone { .. }) if self.running => missing = ranges.iter().copied().collect(),
+            other => other?,
         }
         if missing.is_empty() {
             keep(space, ranges, chunk, kept);

@@ -96,7 +96,7 @@ fn reading() {
         assert_eq!(sum, size);
     });
     rate("feed, two reading threads", size, ahead);
-    let digest = best(3, || assert_eq!(digest::of_mm(pid, &two.layout).unwrap().len(), 1));
+    let digest = best(3, || assert_eq!(digest::of_mm(pid, &two.layout, &[]).unwrap().len(), 1));
     rate("digest", size, digest);
     let mut two = two;
     two.source.run(&format!("set {} {size} 0", range.start));

@@ -98,7 +98,9 @@ impl Pair {
     }
 
     fn digests(&self) -> (Vec<digest::Digest>, Vec<digest::Digest>) {
-        let of = |(pids, objects): &(Pids, Handles)| digest::of_tree(&self.tree, pids, objects).unwrap();
+        let of = |(pids, objects): &(Pids, Handles)| {
+            digest::of_tree(&self.tree, pids, objects, &digest::Masks::new()).unwrap()
+        };
         (of(&self.from), of(&self.to))
     }
 

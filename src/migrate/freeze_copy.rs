@@ -9,17 +9,20 @@
 //! 5. send the pages and the state; the target builds meanwhile;
 //! 6. `Prepared` → commit on disk → `Commit`. The point of no return.
 
+use super::live::{self, Precopy};
+use super::pace::Pace;
 use super::report::Outcome;
 use super::resolve;
 use super::sink::Sink;
 use super::source::{LOG_TAIL, Mover, out_of_turn, pass_commit_point, tail};
+use super::verify::{self, Digests};
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
 use crate::image::record::{NetFrame, Record};
 use crate::kernel::errno_text;
 use crate::memory::Reader;
-use crate::memory::feed::{DEFAULT_CHUNKS, Feed};
+use crate::memory::feed::Feed;
 use crate::memory::reader::all_content;
 use crate::net::{Capture, Engaged};
 use crate::pod::moving;
@@ -29,11 +32,8 @@ use crate::state::source::Source;
 use crate::wire::message::Message;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-/// Threads that read pages ahead of the stream.
-const READERS: usize = 1;
 /// How long to wait for word of the pod's name after it runs there.
 const NAMED: Duration = Duration::from_secs(1);
 /// How long to wait for `Activated` before the pod counts as in doubt.
@@ -45,7 +45,12 @@ impl Mover<'_> {
     }
 
     /// Steps 1 to 5. On return the target has everything.
-    pub(super) fn stop_and_copy(&mut self, source: &mut Source, sent: &Tree) -> Result<Capture, Failure> {
+    pub(super) fn stop_and_copy(
+        &mut self,
+        source: &mut Source,
+        sent: &Tree,
+        mut pre: Option<&mut Precopy>,
+    ) -> Result<Capture, Failure> {
         self.stage("stop-and-copy")?;
         let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
@@ -64,10 +69,14 @@ impl Mover<'_> {
         stopped.freeze_cgroup()?;
         self.ask(moving::Request::Frozen)?;
         self.watch.lap("freeze");
-        if tree != *sent {
+        let changed = tree != *sent;
+        if changed {
             self.sink.record(&Record::Tree(Box::new(tree.clone())))?;
         }
-        let feed = start_reading(source, &tree, &pids)?;
+        let mut feed = match &mut pre {
+            Some(pre) => self.last_round(source, pre, &tree, &pids)?,
+            None => read_all(source, &tree, &pids)?,
+        };
         self.watch.lap("scan");
         let client = &mut self.client;
         let collected = source.collect(&stopped, &mut |sockets| {
@@ -81,13 +90,24 @@ impl Mover<'_> {
         self.report.connections.lost = snapshot.lost as u64;
         self.report.warnings.extend(snapshot.warnings);
         self.watch.lap("collect");
-        self.send_pages(&feed)?;
+        if changed
+            && !self.built()?
+            && let Some(pre) = pre
+        {
+            feed = self.whole_again(source, pre, &tree, &pids)?;
+        }
+        self.send_pages(&feed, None)?;
         self.watch.lap("pages");
         // The monitor emptied the output pipes into the log when it was told of the freeze.
         let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
         self.sink.record(&Record::Log(log))?;
+        let masks = self.order.verify.then(|| verify::masks(&snapshot.state));
         self.sink.record(&Record::State(Box::new(snapshot.state)))?;
         self.watch.lap("state");
+        if let Some(masks) = masks {
+            self.digests = Some(verify::digests(&tree, &pids, &source.handles()?, &masks)?);
+            self.watch.lap("digest");
+        }
         Ok(capture)
     }
 
@@ -95,10 +115,14 @@ impl Mover<'_> {
         PodTasks { cgroup: source.view().cgroup.clone(), init: source.view().init }
     }
 
-    fn send_pages(&mut self, feed: &Feed) -> Result<(), Failure> {
+    /// Sends what the feed reads, at the pace given.
+    pub(super) fn send_pages(&mut self, feed: &Feed, mut pace: Option<&mut Pace>) -> Result<(), Failure> {
         let mut head = Vec::new();
         while let Some(chunk) = feed.next() {
             let chunk = chunk?;
+            if let Some(pace) = &mut pace {
+                pace.wait(chunk.data().len() as u64);
+            }
             head.clear();
             head.extend_from_slice(&[0; 4]);
             chunk.encode_header(&mut head);
@@ -134,6 +158,9 @@ impl Mover<'_> {
             other => return Err(out_of_turn(self.sink.channel()?, &other)),
         }
         self.watch.lap("prepared");
+        if let Some(digests) = self.digests.take() {
+            self.compare(digests)?;
+        }
         let frames = frames(capture)?;
         self.sink.record(&Record::Frames(frames))?;
         pass_commit_point();
@@ -172,6 +199,19 @@ impl Mover<'_> {
                 format!("{} gave up before the commit arrived", self.order.to.name()),
             )),
         }
+    }
+
+    /// The target compares the hashes of all memory with its own.
+    fn compare(&mut self, digests: Digests) -> Result<(), Failure> {
+        let timeout = self.order.timeout;
+        let channel = self.sink.channel()?;
+        channel.message(&Message::Digest(digests))?;
+        match channel.expect(timeout)? {
+            Message::Verified => self.report.verified = true,
+            other => return Err(out_of_turn(channel, &other)),
+        }
+        self.watch.lap("verify");
+        Ok(())
     }
 
     /// Frames go on arriving here until the link is gone: they follow the commit.
@@ -255,20 +295,15 @@ impl Mover<'_> {
     }
 }
 
-/// Starts the threads that read the pages of a stopped pod ahead of the stream.
-fn start_reading(source: &Source, tree: &Tree, pids: &HashMap<MmId, i32>) -> Result<Feed, Failure> {
+/// Reads all content of a stopped pod ahead of the stream.
+fn read_all(source: &Source, tree: &Tree, pids: &HashMap<MmId, i32>) -> Result<Feed, Failure> {
     let handles = source.handles()?;
     let work = all_content(&tree.mms, pids, &handles)?;
-    let reader = Arc::new(Reader::new(pids, &handles, work)?);
-    Feed::start(reader, READERS, DEFAULT_CHUNKS).map_err(no_thread)
+    live::feed(Reader::new(pids, &handles, work)?)
 }
 
 /// What was captured since the last look, in the image's words.
 fn frames(capture: &mut Capture) -> Result<Vec<NetFrame>, Failure> {
     let frames = capture.drain()?;
     Ok(frames.into_iter().map(|f| NetFrame { vnet_hdr: f.vnet_hdr.to_vec(), bytes: f.bytes }).collect())
-}
-
-fn no_thread(error: std::io::Error) -> Failure {
-    Failure::new(Kind::Failed, "podmig", format!("cannot start a thread: {}", errno_text(&error)))
 }

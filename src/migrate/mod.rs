@@ -5,6 +5,7 @@
 //! source::run                                    worker::serve
 //!   reserve ── manifest ───────────────────────▶   reserve: monitor, namespaces, init, link held
 //!   tree ──────────────────────────────────────▶   skeleton ── Built ──▶
+//!   rounds: look, send (live) ─────────────────▶   fill ── Synced ──▶
 //!   hold, stop all, tree again, pages, state ──▶   fill, finish, detach under freezer ── Prepared ──▶
 //!   freeze cgroup, journal, Commit ────────────▶   record, activate ── Activated ──▶
 //!   destroy
@@ -17,14 +18,16 @@
 pub mod clone;
 pub mod facts;
 pub mod freeze_copy;
+mod live;
 pub mod names;
 pub mod order;
+mod pace;
 pub mod private;
 pub mod report;
 pub mod resolve;
 pub mod restore;
-
 pub mod sink;
 pub mod source;
 pub mod target;
+mod verify;
 pub mod worker;

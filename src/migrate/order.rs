@@ -27,6 +27,15 @@ impl Destination {
     }
 }
 
+/// What to do when the rounds take too long.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnTimeout {
+    /// Give up; the pod runs on here.
+    Cancel,
+    /// Freeze, however long that is.
+    Freeze,
+}
+
 /// A whole order.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -34,6 +43,16 @@ pub struct Order {
     pub to: Destination,
     /// Only say what would be in the way.
     pub dry_run: bool,
+    /// Pre-copy while it runs, then freeze; else it is frozen while everything is copied.
+    pub live: bool,
+    /// Longest frozen time wanted (live).
+    pub max_downtime: Duration,
+    /// Most bytes a second while the pod runs.
+    pub bandwidth: Option<u64>,
+    /// Compare all memory before the commit.
+    pub verify: bool,
+    /// What to do when the rounds take longer than `timeout`.
+    pub on_timeout: OnTimeout,
     /// Give up after this long.
     pub timeout: Duration,
     /// Ports published at the target instead of those of the definition.

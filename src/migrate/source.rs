@@ -12,6 +12,7 @@ use super::order::{Destination, Order};
 use super::private;
 use super::report::{Outcome, Report, Stopwatch};
 use super::sink::Sink;
+use super::verify::Digests;
 use crate::base::{Blocker, Failure, Kind, MoveId};
 use crate::image::file::ImageWriter;
 use crate::image::record::{Manifest, Record};
@@ -20,7 +21,6 @@ use crate::pod::client::Client;
 use crate::pod::moving::{self, Stage};
 use crate::pod::proto::Info;
 use crate::pod::store::{self, Store};
-use crate::state::Tree;
 use crate::state::source::{PodView, Source};
 use crate::wire::channel::Channel;
 use crate::wire::hello::{self, Hello};
@@ -65,6 +65,8 @@ pub(super) struct Mover<'a> {
     pub(super) held: Option<Instant>,
     /// Page frames and bytes sent.
     pub(super) pages: (u64, u64),
+    /// Hashes of all memory, where they were asked for.
+    pub(super) digests: Option<Digests>,
 }
 
 /// Moves or checkpoints `pod` (a running one). The report is filled as far as things got.
@@ -95,9 +97,23 @@ pub fn run(
     let cgroup = freezer_of(&info)?;
     let move_id = MoveId::from_bits(random());
     client.moving(moving::Request::Begin { move_id: move_id.clone(), to: order.to.name() })?;
-    let (frozen, held, pages) = (None, None, (0, 0));
-    let mut mover =
-        Mover { order, store, pod, client, info, cgroup, sink, move_id, report, watch, frozen, held, pages };
+    let (frozen, held, pages, digests) = (None, None, (0, 0), None);
+    let mut mover = Mover {
+        order,
+        store,
+        pod,
+        client,
+        info,
+        cgroup,
+        sink,
+        move_id,
+        report,
+        watch,
+        frozen,
+        held,
+        pages,
+        digests,
+    };
     mover.watch.lap("connect");
     let done = mover.stages(blockers);
     mover.close_report();
@@ -139,15 +155,16 @@ fn open(me: &Identity, order: &Order) -> Result<Sink, Failure> {
 /// # Errors
 /// No version in common, or the peer is gone.
 pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<Vec<Blocker>, Failure> {
-    channel.message(&Message::Hello(Box::new(ours.clone())))?;
-    let first = channel.expect(ANSWER).map_err(|e| match e {
-        // TLS 1.3: a caller whose key is unknown there learns of it only by the closed connection.
+    // TLS 1.3: a caller whose key is unknown there learns of it only by the closed connection.
+    let turned_away = |e| match e {
         crate::wire::Error::Lost { host, .. } => crate::wire::Error::Untrusted {
             host,
             reason: "it closed the connection at once; it may not know this host's key".into(),
         },
         other => other,
-    })?;
+    };
+    channel.message(&Message::Hello(Box::new(ours.clone()))).map_err(turned_away)?;
+    let first = channel.expect(ANSWER).map_err(turned_away)?;
     let theirs = match first {
         Message::Hello(hello) => hello,
         other => return Err(out_of_turn(channel, &other)),
@@ -204,7 +221,11 @@ impl Mover<'_> {
         self.report.warnings.extend(private::warnings(&self.pod.spec));
         self.send_tree(&tree)?;
         self.watch.lap("skeleton");
-        let capture = self.stop_and_copy(&mut source, &tree)?;
+        let (tree, mut pre) = match self.order.live {
+            true => self.precopy(&mut source, tree)?,
+            false => (tree, None),
+        };
+        let capture = self.stop_and_copy(&mut source, &tree, pre.as_mut())?;
         self.commit(capture)
     }
 
@@ -261,18 +282,6 @@ impl Mover<'_> {
             memory: facts::resident(&self.cgroup),
             leave_running: self.order.leave_running,
         })
-    }
-
-    /// Sends a tree; a peer has its skeleton built when this returns.
-    fn send_tree(&mut self, tree: &Tree) -> Result<(), Failure> {
-        self.sink.record(&Record::Tree(Box::new(tree.clone())))?;
-        if let Sink::Peer(channel) = &mut self.sink {
-            match channel.expect(ANSWER)? {
-                Message::Built => {}
-                other => return Err(out_of_turn(channel, &other)),
-            }
-        }
-        Ok(())
     }
 
     /// Before commit: everything back as it was; the failure then says that the pod runs here.

@@ -8,10 +8,12 @@
 
 use super::facts;
 use super::report::Stopwatch;
+use super::verify::{self, Digests};
 use crate::base::spec::Publish;
 use crate::base::{Blocker, Failure, Kind, MoveId};
 use crate::image::check;
 use crate::image::record::{Manifest, NetFrame};
+use crate::memory::digest::Masks;
 use crate::memory::{Chunk, Filler, Run};
 use crate::net::{self, Frame, Replayer};
 use crate::pod::client::Client;
@@ -61,6 +63,8 @@ pub struct Target<'s> {
     runs: Vec<Run>,
     state: Option<PodState>,
     finished: Finished,
+    /// What the kernel writes by itself, for `--verify`.
+    masks: Masks,
     frames: Vec<Frame>,
     log: Vec<u8>,
     watch: Stopwatch,
@@ -173,6 +177,7 @@ impl<'s> Target<'s> {
             runs: Vec::new(),
             state: None,
             finished: Finished::default(),
+            masks: Masks::new(),
             frames: Vec::new(),
             log: Vec::new(),
             watch,
@@ -187,7 +192,7 @@ impl<'s> Target<'s> {
             .ok_or_else(|| Failure::new(Kind::Failed, "the stream", "something follows the end"))
     }
 
-    /// Builds the skeleton, or changes it; `true` for the first.
+    /// Builds the skeleton, or changes it; whether what was filled before is still in place.
     ///
     /// # Errors
     /// Files missing or different here (`Refused`), or what the kernel refuses.
@@ -202,10 +207,11 @@ impl<'s> Target<'s> {
             None => self.filler = Some(Filler::new(&tree, &skeleton.pids, &skeleton.objects)?),
             Some(filler) => filler.update(&tree, &skeleton.pids, &skeleton.objects)?,
         }
+        let kept = !skeleton.anew;
         self.skeleton = Some(skeleton);
         self.tree = Some(tree);
         self.watch.lap(if first { "skeleton" } else { "update" });
-        Ok(first)
+        Ok(kept)
     }
 
     /// Puts the pages of one frame in place.
@@ -236,6 +242,7 @@ impl<'s> Target<'s> {
             .ok_or_else(|| Failure::new(Kind::Failed, "the stream", "state before the tree"))?;
         check::state(&tree, &state).map_err(|e| e.failure("the stream"))?;
         self.finished = self.builder()?.finish(&tree, &state)?;
+        self.masks = verify::masks(&state);
         self.tree = Some(tree);
         self.state = Some(state);
         self.watch.lap("finish");
@@ -283,6 +290,23 @@ impl<'s> Target<'s> {
         self.client.moving(moving::Request::Prepared(arrival))?;
         self.watch.lap("prepare");
         Ok(self.watch.pairs())
+    }
+
+    /// Compares the source's hashes of all memory with those of what was built here.
+    ///
+    /// # Errors
+    /// The first mapping that differs.
+    pub fn verify(&mut self, theirs: &Digests) -> Result<(), Failure> {
+        let failed = |text: String| Failure::new(Kind::Failed, self.record.spec.name.as_str(), text);
+        let (Some(tree), Some(skeleton)) = (&self.tree, &self.skeleton) else {
+            return Err(failed("hashes of memory before the memory".to_owned()));
+        };
+        let ours = verify::digests(tree, &skeleton.pids, &skeleton.objects, &self.masks)?;
+        match verify::difference(theirs, &ours) {
+            None => Ok(()),
+            Some(what) => Err(failed(format!("its memory is not the same here: {what}"))
+                .remedy("nothing was lost: it runs on where it was; please report this")),
+        }
     }
 
     /// The commit: the monitor records it and brings the pod to life.

@@ -67,11 +67,17 @@ fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(),
         match incoming {
             Incoming::Pages(body) => target.pages(body)?,
             Incoming::Record(record) => {
-                if take_record(&mut target, *record)? {
-                    channel.message(&Message::Built)?;
+                if let Some(kept) = take_record(&mut target, *record)? {
+                    channel.message(&Message::Built { kept })?;
                 }
             }
             Incoming::Message(message) => match *message {
+                // Frames are taken one after the other: what came before is in place.
+                Message::Sync => channel.message(&Message::Synced)?,
+                Message::Digest(digests) => {
+                    target.verify(&digests)?;
+                    channel.message(&Message::Verified)?;
+                }
                 Message::Seal => {
                     let stages = target.prepare()?;
                     channel.message(&Message::Prepared { stages })?;
@@ -91,24 +97,24 @@ fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(),
     }
 }
 
-/// Applies a record; `true` when it was the first tree, which is to be confirmed.
-pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<bool, Failure> {
+/// Applies a record. After a tree, which is to be confirmed: whether what was filled before is still in place.
+pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Option<bool>, Failure> {
     let damaged = |e: crate::image::Error| e.failure("the stream");
     match record {
         Record::Tree(tree) => {
             check::tree(&tree).map_err(damaged)?;
-            target.tree(*tree)
+            target.tree(*tree).map(Some)
         }
-        Record::State(state) => target.state(*state).map(|()| false),
+        Record::State(state) => target.state(*state).map(|()| None),
         Record::Frames(frames) => {
             target.frames(frames);
-            Ok(false)
+            Ok(None)
         }
         Record::Log(log) => {
             target.log(log);
-            Ok(false)
+            Ok(None)
         }
-        Record::Frozen | Record::End { .. } => Ok(false),
+        Record::Frozen | Record::End { .. } => Ok(None),
         Record::Manifest(_) => Err(damaged(crate::image::Error::Damaged("a second manifest".into()))),
     }
 }

@@ -73,6 +73,10 @@ pub struct Source {
     /// Between [`Source::tree`] and [`Source::collect`].
     read: Vec<stopped::Read>,
     last_pid: Option<i32>,
+    /// Host pids as of the last look.
+    hosts: HostPids,
+    /// Objects with a descriptor open for writing, as of the last look.
+    written: HashSet<ObjectId>,
     buf: Vec<u8>,
 }
 
@@ -97,6 +101,8 @@ impl Source {
             private,
             read: Vec::new(),
             last_pid: None,
+            hosts: HostPids::new(),
+            written: HashSet::new(),
             buf: Vec::with_capacity(1 << 16),
         })
     }
@@ -109,6 +115,21 @@ impl Source {
     /// Says that podmig now tracks writes in the pod by userfaultfd (or no longer does).
     pub fn set_tracked(&mut self, tracked: bool) {
         self.view.tracked = tracked;
+    }
+
+    /// Host pid of each address space, as of the last look.
+    pub fn hosts(&self) -> &HostPids {
+        &self.hosts
+    }
+
+    /// The last pid the pod's namespace gave out, as of [`Source::tree`]; `None` where it could not be read.
+    pub fn last_pid(&self) -> Option<i32> {
+        self.last_pid
+    }
+
+    /// Whether a descriptor through which the object can be written was open in the pod at the last look.
+    pub fn is_open_for_writing(&self, id: ObjectId) -> bool {
+        self.written.contains(&id)
     }
 
     /// Read-only handles of every object of the tree, each with a position of its own.
@@ -155,7 +176,13 @@ impl Source {
             }
             let path = format!("/proc/{host}/{link}");
             match self.objects.claim_stat(path.as_ref(), &st) {
-                Ok(_) => {}
+                Ok(Some(id)) => {
+                    // The link's own mode shows how the file was opened.
+                    if proc.lstat(link.as_str()).is_ok_and(|l| l.st_mode & 0o200 != 0) {
+                        self.written.insert(id);
+                    }
+                }
+                Ok(None) => {}
                 Err(e) => match e.blocker(pid, Some(fd)) {
                     Some(b) => found.push(b),
                     None => return Err(e.into()),

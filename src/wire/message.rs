@@ -31,7 +31,14 @@ pub enum Message {
     /// Target: reserved.
     Reserved,
     /// Target: the tree sent last stands as a skeleton; pages may come.
-    Built,
+    Built {
+        /// What was sent before is still in place; else the skeleton was built from the beginning.
+        kept: bool,
+    },
+    /// Source: say when everything up to here is in place.
+    Sync,
+    /// Target: it is.
+    Synced,
     /// Source: everything was sent; are you prepared?
     Seal,
     /// Target: every task is detached in a frozen cgroup under my monitor.
@@ -67,8 +74,10 @@ pub enum Message {
     },
     /// Target: this.
     Decided(Decision),
-    /// Digests of memory for `--verify`: name of the space and mapping, hash.
+    /// Source, after `Prepared`: hashes of all memory for `--verify`, by name of the space and mapping.
     Digest(Vec<(String, u64)>),
+    /// Target: they are the same here.
+    Verified,
 }
 
 impl Message {
@@ -78,7 +87,9 @@ impl Message {
             Message::Hello(_) => "hello",
             Message::Reserve { .. } => "reserve",
             Message::Reserved => "reserved",
-            Message::Built => "built",
+            Message::Built { .. } => "built",
+            Message::Sync => "sync",
+            Message::Synced => "synced",
             Message::Seal => "seal",
             Message::Prepared { .. } => "prepared",
             Message::Commit => "commit",
@@ -90,6 +101,7 @@ impl Message {
             Message::Query { .. } => "query",
             Message::Decided(_) => "decided",
             Message::Digest(_) => "digest",
+            Message::Verified => "verified",
         }
     }
 }

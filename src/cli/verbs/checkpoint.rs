@@ -4,7 +4,7 @@ use super::reach;
 use crate::base::Failure;
 use crate::cli::request::CheckpointRequest;
 use crate::cli::{Context, privilege};
-use crate::migrate::order::{Destination, Order};
+use crate::migrate::order::{Destination, OnTimeout, Order};
 use crate::migrate::report::Report;
 use crate::migrate::{facts, source};
 use crate::wire::identity::Identity;
@@ -22,6 +22,11 @@ pub fn run(ctx: &Context, r: CheckpointRequest) -> Result<i32, Failure> {
     let order = Order {
         to: r.output.map_or(Destination::Stdout, Destination::File),
         dry_run: false,
+        live: false,
+        max_downtime: Duration::MAX,
+        bandwidth: None,
+        verify: false,
+        on_timeout: OnTimeout::Cancel,
         timeout: TIMEOUT,
         publish: None,
         leave_running: r.leave_running,

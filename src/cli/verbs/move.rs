@@ -2,10 +2,10 @@
 
 use super::reach;
 use crate::base::{Failure, Kind};
-use crate::cli::request::{HostRef, Mode as Asked, MoveRequest};
+use crate::cli::request::{HostRef, Mode as Asked, MoveRequest, OnTimeout as AfterTime};
 use crate::cli::{Context, out, privilege};
 use crate::migrate::facts;
-use crate::migrate::order::{Destination, Order};
+use crate::migrate::order::{Destination, OnTimeout, Order};
 use crate::migrate::report::{Outcome, Report};
 use crate::migrate::source;
 use crate::policy::hosts::{Host, Via};
@@ -21,14 +21,8 @@ pub fn run(ctx: &Context, r: MoveRequest) -> Result<i32, Failure> {
         Asked::Cold => return Err(out::not_yet("move --mode cold")),
         Asked::PostCopy => return Err(out::not_yet("move --mode post-copy")),
     };
-    for (asked, what) in [
-        (r.verify, "move --verify"),
-        (r.bandwidth.is_some(), "move --bandwidth"),
-        (r.progress, "move --progress"),
-    ] {
-        if asked {
-            return Err(out::not_yet(what));
-        }
+    if r.progress {
+        return Err(out::not_yet("move --progress"));
     }
     let (record, _) = reach::running(ctx, &r.pod)?;
     let host = host(ctx, &r.host)?;
@@ -36,17 +30,20 @@ pub fn run(ctx: &Context, r: MoveRequest) -> Result<i32, Failure> {
     let order = Order {
         to: Destination::Host(host),
         dry_run: r.dry_run,
+        live,
+        max_downtime: r.max_downtime,
+        bandwidth: r.bandwidth,
+        verify: r.verify,
+        on_timeout: match r.on_timeout {
+            AfterTime::Cancel => OnTimeout::Cancel,
+            AfterTime::Freeze => OnTimeout::Freeze,
+        },
         timeout: r.timeout,
         publish: (!r.publish.is_empty()).then(|| r.publish.clone()),
         leave_running: false,
     };
     let to = order.to.name();
     let mut report = Report::new(record.spec.name.as_str(), &record.spec.id, &facts::hostname(), &to, "warm");
-    if live {
-        report
-            .warnings
-            .push("pre-copy is not built yet: moved warm (frozen while its memory is copied)".to_owned());
-    }
     let name = record.spec.name.to_string();
     cancel_on_signal(name, ctx.json);
     let done = source::run(&ctx.store, &me, record, &order, &mut report);

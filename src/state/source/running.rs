@@ -41,11 +41,14 @@ impl Source {
         let mut all = self.look_running(&mut found)?;
         let mut mms = Vec::new();
         let mut ended = HashSet::new();
+        self.hosts.clear();
+        self.written.clear();
         self.files.new_pass();
         self.objects.new_pass();
         for facts in all.iter().filter(|f| !f.is_zombie()) {
             match self.survey_steadily(facts)? {
                 Some((layout, here)) => {
+                    self.hosts.extend(layout.iter().map(|l| (l.mm, facts.host)));
                     mms.extend(layout);
                     found.extend(here);
                 }

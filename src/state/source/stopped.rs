@@ -103,6 +103,7 @@ impl Source {
         let (mut all, mut mms, mut hosts) = (Vec::new(), Vec::new(), HostPids::new());
         self.read.clear();
         self.last_pid = None;
+        self.written.clear();
         self.files.new_pass();
         self.objects.new_pass();
         let init = self.init_status()?;
@@ -133,6 +134,7 @@ impl Source {
         let place = |pid: i32| procs.iter().position(|n| n.pid == pid);
         self.read.sort_by_key(|r| place(r.view.pod_pid));
         mms.sort_by_key(|m| place(m.mm.0));
+        self.hosts.clone_from(&hosts);
         Ok((Tree { procs, mms, files: self.files.files(), objects: self.objects.objects()? }, hosts))
     }
 

@@ -87,7 +87,7 @@ impl Builder {
         self.part(tree, &plan)?;
         self.tree = Some(tree.clone());
         self.stage("helpers and zombies", start);
-        self.handles()
+        self.handles(true)
     }
 
     /// Opens the tree's files and makes those of its objects that are not there yet, while `work` goes on.
@@ -116,7 +116,7 @@ impl Builder {
         Ok(opened.files)
     }
 
-    pub(super) fn handles(&self) -> Result<Skeleton> {
+    pub(super) fn handles(&self, anew: bool) -> Result<Skeleton> {
         let mut objects = HashMap::new();
         for (id, fd) in &self.objects {
             objects.insert(
@@ -126,7 +126,7 @@ impl Builder {
         }
         let pids =
             self.live.iter().filter_map(|pid| Some((MmId(*pid), self.bodies.get(pid)?.host))).collect();
-        Ok(Skeleton { pids, objects })
+        Ok(Skeleton { pids, objects, anew })
     }
 
     /// Scratch at an address nobody will use, and a socket pair that every process inherits.

@@ -66,6 +66,8 @@ pub struct Skeleton {
     pub pids: HashMap<MmId, i32>,
     /// A handle, open for reading and writing, of each object.
     pub objects: HashMap<ObjectId, OwnedFd>,
+    /// It was built from the beginning: no content is in place.
+    pub anew: bool,
 }
 
 /// What is left for the monitor to do when the pod runs.

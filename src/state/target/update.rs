@@ -101,7 +101,7 @@ impl Builder {
             self.zombie(node, steps.joins.get(&node.pid).copied())?;
         }
         self.tree = Some(tree.clone());
-        self.handles()
+        self.handles(false)
     }
 
     /// Everything from the beginning.
