@@ -3,7 +3,7 @@
 
 use super::sent::Look;
 use super::shared::{Mapping, Touch};
-use super::{MakeUserfaultfd, MmLook, Watch};
+use super::{MakeUserfaultfd, MmLook, Objects, Watch};
 use crate::base::AddrRange;
 use crate::kernel::pagemap::{self, PageIs, Pagemap, Query, Region};
 use crate::kernel::uffd::Uffd;
@@ -65,9 +65,15 @@ impl Watch for WpAsync {
         Ok(())
     }
 
-    fn look(&mut self, layout: &MmLayout, anew: &PageSet, last: bool) -> Result<Option<MmLook>, Error> {
+    fn look(
+        &mut self,
+        layout: &MmLayout,
+        anew: &PageSet,
+        objects: &Objects,
+        last: bool,
+    ) -> Result<Option<MmLook>, Error> {
         let Some(watched) = self.watched.get_mut(&layout.mm) else { return Ok(None) };
-        match watched.look(layout, anew, last) {
+        match watched.look(layout, anew, objects, last) {
             Ok(found) => Ok(Some(found)),
             Err(Stop::NewMm) => {
                 self.watched.remove(&layout.mm);
@@ -101,6 +107,24 @@ fn written_query(class: Class) -> Query {
         ret: PageIs::PFNZERO | PageIs::PRESENT,
         protect: true,
     }
+}
+
+/// Pages protected and not written since, whether they are present or only marked.
+fn clean_query() -> Query {
+    Query {
+        invert: PageIs::WRITTEN,
+        mask: PageIs::WRITTEN,
+        anyof: PageIs::PRESENT | PageIs::SWAPPED,
+        ret: PageIs::PRESENT,
+        protect: false,
+    }
+}
+
+/// Offsets of an object as addresses in one mapping of it.
+fn at_addresses(data: &PageSet, vma: &Vma, offset: u64) -> PageSet {
+    let window = AddrRange::new(offset, offset + vma.range.len());
+    let shift = |a: u64| a - offset + vma.range.start;
+    data.within(window).ranges().iter().map(|r| AddrRange::new(shift(r.start), shift(r.end))).collect()
 }
 
 /// Pages that are not present; those swapped out are told apart, except guards.
@@ -148,7 +172,13 @@ fn tracked(vma: &Vma) -> bool {
 }
 
 impl Watched {
-    fn look(&mut self, layout: &MmLayout, anew: &PageSet, last: bool) -> Result<MmLook, Stop> {
+    fn look(
+        &mut self,
+        layout: &MmLayout,
+        anew: &PageSet,
+        objects: &Objects,
+        last: bool,
+    ) -> Result<MmLook, Stop> {
         let mut out = MmLook {
             look: Look {
                 mapped: content::private_ranges(layout),
@@ -180,7 +210,10 @@ impl Watched {
         self.look_fresh(layout, &fresh, &mut out.look)?;
         for vma in layout.vmas.iter() {
             if let Class::Object { object, offset } = class(vma) {
-                out.touches.push((object, self.touch(layout.mm, vma, offset, last, &fresh, &mut unseen)?));
+                let data = objects.get(&object).map(|o| &o.data);
+                let here = data.map(|d| at_addresses(d, vma, offset)).unwrap_or_default();
+                let touch = self.touch((layout.mm, vma, offset), &here, last, &fresh, &mut unseen)?;
+                out.touches.push((object, touch));
             }
         }
         out.look.mapped = out.look.mapped.subtract(&unseen);
@@ -328,12 +361,11 @@ impl Watched {
         Ok(())
     }
 
-    /// What was written through one mapping of a shared object.
+    /// What was written through one mapping of a shared object; `data` is where the object has any.
     fn touch(
         &mut self,
-        mm: MmId,
-        vma: &Vma,
-        offset: u64,
+        (mm, vma, offset): (MmId, &Vma, u64),
+        data: &PageSet,
         last: bool,
         fresh: &PageSet,
         unseen: &mut PageSet,
@@ -347,10 +379,15 @@ impl Watched {
             return Ok(touch);
         }
         let walk = |me: &Self, dirty: &mut PageSet| {
-            scan(&me.map, vma.range, &written_query(class(vma)), |r| {
-                let start = r.range.start - vma.range.start + offset;
-                dirty.insert(AddrRange::new(start, start + r.range.len()));
-            })
+            let mut clean = PageSet::new();
+            scan(&me.map, vma.range, &clean_query(), |r| clean.insert(r.range))?;
+            let written = data.subtract(&clean);
+            for range in written.ranges() {
+                scan(&me.map, *range, &Query { protect: true, ..Query::default() }, |_| {})?;
+            }
+            let shift = |a: u64| a - vma.range.start + offset;
+            written.ranges().iter().for_each(|r| dirty.insert(AddrRange::new(shift(r.start), shift(r.end))));
+            Ok(())
         };
         match walk(self, &mut touch.dirty) {
             Ok(()) => return Ok(touch),
