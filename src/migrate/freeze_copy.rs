@@ -74,7 +74,7 @@ impl Mover<'_> {
         if changed {
             self.sink.record(&Record::Tree(Box::new(tree.clone())))?;
         }
-        let mut feed = match &mut pre {
+        let feed = match &mut pre {
             Some(pre) => self.last_round(source, pre, &tree, &pids)?,
             None => read_all(source, &tree, &pids)?,
         };
@@ -91,13 +91,15 @@ impl Mover<'_> {
         self.report.connections.lost = snapshot.lost as u64;
         self.report.warnings.extend(snapshot.warnings);
         self.watch.lap("collect");
-        if changed
-            && !self.built()?
-            && let Some(pre) = pre
-        {
-            feed = self.whole_again(source, pre, &tree, &pids)?;
-        }
+        let again = match pre {
+            Some(pre) if changed => self.lost_again(source, pre, &tree, &pids)?,
+            None if changed => self.built().map(|_| None)?,
+            _ => None,
+        };
         self.send_pages(&feed, None)?;
+        if let Some(again) = again {
+            self.send_pages(&again, None)?;
+        }
         self.watch.lap("pages");
         // The monitor emptied the output pipes into the log when it was told of the freeze.
         let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);

@@ -9,7 +9,8 @@ use super::order::OnTimeout;
 use super::pace::Pace;
 use super::report::Round as Told;
 use super::source::{ANSWER, Mover, out_of_turn};
-use crate::base::{Failure, Kind};
+use super::worker::Kept;
+use crate::base::{AddrRange, Failure, Kind};
 use crate::freeze::{self, PodTasks};
 use crate::image::record::Record;
 use crate::memory::dirty::inject::BySession;
@@ -89,6 +90,18 @@ impl Precopy {
         let spaces = tree.mms.iter().map(|m| Space::Mm(m.mm));
         let spaces: Vec<Space> = spaces.chain(handles.keys().map(|id| Space::Object(*id))).collect();
         spaces.into_iter().for_each(|space| self.give_back_space(space));
+    }
+
+    /// Takes in what the target kept when its tree changed; whether that was everything.
+    fn kept(&mut self, (kept, lost): Kept, tree: &Tree, handles: &Handles) -> bool {
+        if !kept {
+            self.forget(tree, handles);
+        }
+        for (pid, start, end) in &lost {
+            let range = AddrRange::new(*start, (*end).max(*start));
+            self.tracker.lost(MmId(*pid), &PageSet::from_iter([range]));
+        }
+        kept && lost.is_empty()
     }
 
     /// Name of the way writes are noticed.
@@ -212,8 +225,9 @@ impl Mover<'_> {
     ) -> Result<(Tree, Round, Handles), Failure> {
         let tree = source.prepare()?;
         let handles = source.handles()?;
-        if tree != *sent && !self.send_tree(&tree)? {
-            pre.forget(&tree, &handles);
+        if tree != *sent {
+            let kept = self.send_tree(&tree)?;
+            pre.kept(kept, &tree, &handles);
         }
         let round = if pre.tracker.way().needs_stop() {
             let view = source.view();
@@ -299,29 +313,32 @@ impl Mover<'_> {
         feed(Reader::new(pids, &handles, round.work)?)
     }
 
-    /// As [`Mover::last_round`], once the target had to begin from nothing.
-    pub(super) fn whole_again(
-        &self,
+    /// As [`Mover::last_round`], for what the target lost when its tree changed; `None`: nothing.
+    pub(super) fn lost_again(
+        &mut self,
         source: &Source,
         pre: &mut Precopy,
         tree: &Tree,
         pids: &HostPids,
-    ) -> Result<Feed, Failure> {
-        pre.forget(tree, &source.handles()?);
-        self.last_round(source, pre, tree, pids)
+    ) -> Result<Option<Feed>, Failure> {
+        let kept = self.built()?;
+        if pre.kept(kept, tree, &source.handles()?) {
+            return Ok(None);
+        }
+        self.last_round(source, pre, tree, pids).map(Some)
     }
 
     /// Sends a tree; whether what was sent before is still in place at the target, which has built it when this returns.
-    pub(super) fn send_tree(&mut self, tree: &Tree) -> Result<bool, Failure> {
+    pub(super) fn send_tree(&mut self, tree: &Tree) -> Result<Kept, Failure> {
         self.sink.record(&Record::Tree(Box::new(tree.clone())))?;
         self.built()
     }
 
     /// Waits for the target to have built the tree sent last; whether what it was sent before is still in place.
-    pub(super) fn built(&mut self) -> Result<bool, Failure> {
-        let crate::migrate::sink::Sink::Peer(channel) = &mut self.sink else { return Ok(true) };
+    pub(super) fn built(&mut self) -> Result<Kept, Failure> {
+        let crate::migrate::sink::Sink::Peer(channel) = &mut self.sink else { return Ok((true, Vec::new())) };
         match channel.expect(ANSWER)? {
-            Message::Built { kept } => Ok(kept),
+            Message::Built { kept, lost } => Ok((kept, lost)),
             other => Err(out_of_turn(channel, &other)),
         }
     }

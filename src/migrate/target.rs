@@ -10,6 +10,7 @@
 use super::facts;
 use super::report::Stopwatch;
 use super::verify::{self, Digests};
+use super::worker::Kept;
 use crate::base::spec::Publish;
 use crate::base::{Blocker, Failure, Kind, MoveId};
 use crate::image::check;
@@ -216,7 +217,7 @@ impl<'s> Target<'s> {
     ///
     /// # Errors
     /// Files missing or different here (`Refused`), or what the kernel refuses.
-    pub fn tree(&mut self, tree: Tree) -> Result<bool, Failure> {
+    pub fn tree(&mut self, tree: Tree) -> Result<Kept, Failure> {
         check::tree(&tree).map_err(|e| e.failure("the stream"))?;
         let first = self.tree.is_none();
         let skeleton = match &self.tree {
@@ -227,7 +228,8 @@ impl<'s> Target<'s> {
             None => self.filler = Some(Filler::new(&tree, &skeleton.pids, &skeleton.objects)?),
             Some(filler) => filler.update(&tree, &skeleton.pids, &skeleton.objects)?,
         }
-        let kept = !skeleton.anew;
+        let lost = skeleton.lost.iter().map(|(mm, r)| (mm.0, r.start, r.end)).collect();
+        let kept = (!skeleton.anew, lost);
         self.skeleton = Some(skeleton);
         self.tree = Some(tree);
         self.watch.lap(if first { "skeleton" } else { "update" });

@@ -96,8 +96,8 @@ fn converse(channel: &mut Channel, target: &mut Target<'_>) -> Result<bool, Fail
         match incoming {
             Incoming::Pages(body) => target.pages(body)?,
             Incoming::Record(record) => {
-                if let Some(kept) = take_record(target, *record)? {
-                    channel.message(&Message::Built { kept })?;
+                if let Some((kept, lost)) = take_record(target, *record)? {
+                    channel.message(&Message::Built { kept, lost })?;
                 }
             }
             Incoming::Message(message) => match *message {
@@ -122,8 +122,11 @@ fn converse(channel: &mut Channel, target: &mut Target<'_>) -> Result<bool, Fail
     }
 }
 
+/// Whether what was filled before a change of the tree is still in place, and where it is not all the same.
+pub(super) type Kept = (bool, Vec<(i32, u64, u64)>);
+
 /// Applies a record. After a tree, which is to be confirmed: whether what was filled before is still in place.
-pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Option<bool>, Failure> {
+pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Option<Kept>, Failure> {
     let damaged = |e: crate::image::Error| e.failure("the stream");
     match record {
         Record::Tree(tree) => {

@@ -35,6 +35,8 @@ pub enum Message {
     Built {
         /// What was sent before is still in place; else the skeleton was built from the beginning.
         kept: bool,
+        /// What is not in place all the same: process and range.
+        lost: Vec<(i32, u64, u64)>,
     },
     /// Source: say when everything up to here is in place.
     Sync,

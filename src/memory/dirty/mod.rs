@@ -270,6 +270,11 @@ impl Tracker {
         }
     }
 
+    /// The target has nothing any more where it had something.
+    pub fn lost(&mut self, mm: MmId, pages: &PageSet) {
+        self.sent.entry(mm).or_default().lost(pages);
+    }
+
     /// Pages of a space that the target may hold.
     pub fn sent(&self, space: Space) -> PageSet {
         match space {

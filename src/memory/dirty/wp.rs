@@ -5,6 +5,7 @@ use super::sent::Look;
 use super::shared::{Mapping, Touch};
 use super::{MakeUserfaultfd, MmLook, Objects, Watch};
 use crate::base::AddrRange;
+use crate::kernel::maps;
 use crate::kernel::pagemap::{self, PageIs, Pagemap, Query, Region};
 use crate::kernel::uffd::Uffd;
 use crate::memory::content::{self, Class, class};
@@ -12,6 +13,7 @@ use crate::memory::{Error, PageSet};
 use crate::state::mm::{MmId, MmLayout, Vma, VmaFlags};
 use nix::errno::Errno;
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 /// Small mappings are scanned together up to this many bytes: when one of them turns out to be unregistered, what the
 /// scan had done to the others is not told, and all are wholly dirty.
@@ -167,6 +169,25 @@ fn scan(map: &Pagemap, range: AddrRange, query: &Query, mut each: impl FnMut(Reg
     Ok(())
 }
 
+/// Where a process's mappings are now, by rising address.
+fn mappings(pid: i32) -> Result<Vec<AddrRange>, Stop> {
+    let path = PathBuf::from(format!("/proc/{pid}/maps"));
+    match std::fs::read(&path) {
+        Ok(text) => Ok(maps::parse(&text).unwrap_or_default().iter().map(|l| l.range).collect()),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Err(Stop::NewMm),
+        Err(source) => Err(Error::Open { path, source }.into()),
+    }
+}
+
+/// Whether a range begins or ends inside a mapping.
+fn splits(mappings: &[AddrRange], range: AddrRange) -> bool {
+    let inside = |at: u64| {
+        let n = mappings.partition_point(|m| m.end <= at);
+        mappings.get(n).is_some_and(|m| m.start < at)
+    };
+    inside(range.start) || inside(range.end)
+}
+
 fn tracked(vma: &Vma) -> bool {
     class(vma) != Class::Nothing
 }
@@ -229,22 +250,36 @@ impl Watched {
         if fresh.is_empty() {
             return Ok(fresh);
         }
+        // What changed since the layout was read must not be registered in part: that splits a mapping in two, and the
+        // program's next mremap(2) of it would fail.
+        let now = if last { Vec::new() } else { mappings(self.pid)? };
         for group in layout.vmas.chunk_by(|a, b| tracked(a) == tracked(b)).filter(|g| tracked(&g[0])) {
             let range = AddrRange::new(group[0].range.start, group[group.len() - 1].range.end);
             if fresh.within(range).is_empty() {
                 continue;
             }
-            if self.uffd.register(range).is_ok() {
+            if !splits(&now, range) && self.uffd.register(range).is_ok() {
                 group.iter().for_each(|v| self.registered.insert(v.range));
                 continue;
             }
             for vma in group {
-                if !self.registered.covers(vma.range) {
-                    self.register(vma, last, unseen)?;
+                match self.registered.covers(vma.range) {
+                    true => {}
+                    false if splits(&now, vma.range) => unseen.insert(vma.range),
+                    false => self.register(vma, last, unseen)?,
                 }
             }
         }
         Ok(fresh)
+    }
+
+    /// Registers a mapping that had lost it, unless that would split another.
+    fn register_again(&mut self, vma: &Vma, last: bool, unseen: &mut PageSet) -> Result<(), Stop> {
+        if !last && splits(&mappings(self.pid)?, vma.range) {
+            unseen.insert(vma.range);
+            return Ok(());
+        }
+        self.register(vma, last, unseen)
     }
 
     /// Registers one mapping, or notes that it cannot be seen this time.
@@ -303,7 +338,7 @@ impl Watched {
             other => return other,
         }
         self.registered = self.registered.subtract(&range);
-        self.register(vma, last, unseen)?;
+        self.register_again(vma, last, unseen)?;
         if self.registered.covers(vma.range) {
             match self.written(class(vma), vma.range, look) {
                 Err(Stop::Unregistered) if !last => {
@@ -395,7 +430,7 @@ impl Watched {
             Err(e) => return Err(self.stop(vma.range, e)),
         }
         self.registered = self.registered.subtract(&range);
-        self.register(vma, last, unseen)?;
+        self.register_again(vma, last, unseen)?;
         if self.registered.covers(vma.range) && walk(self, &mut touch.dirty).is_err() {
             self.registered = self.registered.subtract(&range); // new for the next round
         }
