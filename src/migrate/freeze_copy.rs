@@ -37,8 +37,11 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// How long to wait for word of the pod's name after it runs there.
 const NAMED: Duration = Duration::from_secs(1);
-/// How long to wait for `Activated` before the pod counts as in doubt.
+/// How long to wait for `Activated` while the target's kernel does not say that it has the `Commit`, and for the monitor's word then,
+/// before the pod counts as in doubt.
 const DOUBT: Duration = Duration::from_secs(5);
+/// The same while the target's kernel has the `Commit` and its worker lives: something is slow there, a disk as a rule.
+const SLOW: Duration = Duration::from_secs(60);
 
 impl Mover<'_> {
     pub(super) fn ask(&mut self, request: moving::Request) -> Result<moving::Reply, Failure> {
@@ -187,10 +190,17 @@ impl Mover<'_> {
         self.report.frozen_us = us(self.frozen);
         self.report.downtime_us = us(self.held);
         self.watch.lap("activated");
-        let settled = self.ask(moving::Request::Settle(decision));
+        // If the monitor was killed, its frozen copy must not stay.
+        let settled = self.ask(moving::Request::Settle(decision)).or_else(|_| {
+            resolve::settle(self.store, &self.pod.spec.id, decision).map(|()| moving::Reply::Done)
+        });
         match decision {
             Decision::Committed => {
                 self.report.outcome = Outcome::Moved;
+                let slow = |s: &&super::report::Stage| s.name.starts_with("target.") && s.us >= 1_000_000;
+                for stage in self.report.stages.iter().filter(slow) {
+                    tracing::warn!(stage = stage.name, us = stage.us, "a slow stage at the target");
+                }
                 if let Err(e) = settled {
                     self.report.warnings.push(format!("the source could not be cleaned up: {}", e.message));
                 }
@@ -227,7 +237,9 @@ impl Mover<'_> {
 
     /// Frames go on arriving here until the link is gone: they follow the commit.
     fn await_activation(&mut self, capture: &mut Capture) -> Result<Decision, Failure> {
-        let until = Instant::now() + DOUBT;
+        let start = Instant::now();
+        let mut heard = start;
+        self.sink.channel()?.patience(DOUBT);
         loop {
             let channel = self.sink.channel()?;
             if channel.wait_readable(Duration::from_millis(1))? {
@@ -245,8 +257,12 @@ impl Mover<'_> {
             if !late.is_empty() {
                 self.sink.record(&Record::Frames(late))?;
             }
-            if Instant::now() >= until {
-                return Err(Failure::new(Kind::InDoubt, self.name(), "no answer to the commit"));
+            if self.sink.channel()?.delivered() {
+                heard = Instant::now();
+            }
+            if start.elapsed() >= SLOW || heard.elapsed() >= DOUBT {
+                let text = format!("no answer to the commit within {} s", start.elapsed().as_secs());
+                return Err(Failure::new(Kind::InDoubt, self.name(), text));
             }
         }
     }
@@ -279,7 +295,7 @@ impl Mover<'_> {
     fn ask_through_monitor(&mut self) -> Option<Decision> {
         // Its connection closes: for the monitor the mover is gone.
         self.client.hang_up();
-        resolve::wait(self.store, &self.pod.spec.id, DOUBT)
+        resolve::wait(self.store, &self.pod.spec.id, 2 * DOUBT)
     }
 
     /// The pod's network namespace.

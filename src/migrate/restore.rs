@@ -2,7 +2,7 @@
 
 use super::clone;
 use super::report::{Outcome, Report};
-use super::target::{Owned, Request, Target};
+use super::target::{Came, Owned, Request, Target};
 use super::worker::take_record;
 use crate::base::spec::{Cidr, NetMode, Publish};
 use crate::base::{Failure, Kind, MoveId, PodId, PodName};
@@ -158,6 +158,7 @@ fn request(store: &Store, order: &RestoreOrder, mut manifest: Manifest) -> Resul
         publish,
         takeover: order.takeover,
         deadline_ms: u64::try_from(DEADLINE.as_millis()).unwrap_or(u64::MAX),
+        came: Came::now(),
     })
 }
 

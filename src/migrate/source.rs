@@ -298,18 +298,28 @@ impl Mover<'_> {
 
     /// Before commit: everything back as it was; the failure then says that the pod runs here.
     fn take_back(&mut self, failure: Failure) -> Failure {
+        // First the pod: it may be standing still. No `Commit` was sent, or the target's record says aborted.
+        let back = self.client.moving(moving::Request::Abort);
         if let Sink::Peer(channel) = &mut self.sink {
+            channel.patience(ANSWER);
             let _ = channel.message(&Message::Abort);
         }
-        let back = self.client.moving(moving::Request::Abort);
         let kind = match failure.kind {
             Kind::Refused | Kind::Unreachable | Kind::Taken => failure.kind,
             _ => Kind::BeforeCommit,
         };
-        let mut failure = Failure { kind, ..failure };
+        let object = if failure.object.is_empty() { self.name() } else { failure.object };
+        let mut failure = Failure { kind, object, ..failure };
         if let Err(trouble) = back {
-            failure.remedy =
-                format!("{} (the pod's monitor did not confirm: {})", failure.remedy, trouble.message);
+            failure.remedy = match crate::pod::monitor::sweep(self.store, &self.pod) {
+                Ok(()) => format!(
+                    "its monitor was killed meanwhile, and the pod with it: `podmig start {}`",
+                    self.name()
+                ),
+                Err(_) => {
+                    format!("{} (the pod's monitor did not confirm: {})", failure.remedy, trouble.message)
+                }
+            };
         }
         failure
     }

@@ -53,6 +53,20 @@ pub struct Request {
     pub takeover: bool,
     /// Time for the commit, milliseconds.
     pub deadline_ms: u64,
+    /// This host's clocks when the manifest, with those of the pod, came: whatever takes time from then on must not put
+    /// the pod's clocks back.
+    pub came: Came,
+}
+
+/// CLOCK_MONOTONIC and CLOCK_BOOTTIME of this host at one moment, nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Came(i64, i64);
+
+impl Came {
+    /// This moment.
+    pub fn now() -> Self {
+        Self(now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_BOOTTIME))
+    }
 }
 
 /// A pod being put together.
@@ -154,8 +168,7 @@ impl<'s> Target<'s> {
         let watch = Stopwatch::start("target");
         Self::could_take(&request)?;
         let record = take_place(store, &request)?;
-        let (there, here) =
-            (request.manifest.clocks, (now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_BOOTTIME)));
+        let (there, here) = (request.manifest.clocks, request.came);
         let clocks = Clocks {
             monotonic_ns: there.0 - here.0 + CLOCK_MARGIN_NS,
             boottime_ns: there.1 - here.1 + CLOCK_MARGIN_NS,

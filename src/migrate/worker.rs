@@ -3,7 +3,7 @@
 use super::facts;
 use super::names::{self, Named};
 use super::source::greet;
-use super::target::{Request, Target};
+use super::target::{Came, Request, Target};
 use crate::base::{Decision, Failure, Kind, MoveId, PodId};
 use crate::image::check;
 use crate::image::record::Record;
@@ -26,10 +26,12 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
         facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
     greet(&mut channel, &ours)?;
     let mut name = String::new();
-    let mut served = match channel.expect(PATIENCE)? {
+    let first = channel.expect(PATIENCE)?;
+    let came = Came::now();
+    let mut served = match first {
         Message::Reserve { move_id, manifest, publish, takeover, deadline_ms, dry_run } => {
             name = manifest.spec.name.to_string();
-            let request = Request { move_id, manifest: *manifest, publish, takeover, deadline_ms };
+            let request = Request { move_id, manifest: *manifest, publish, takeover, deadline_ms, came };
             if dry_run {
                 rehearse(&mut channel, &request)
             } else {

@@ -74,6 +74,8 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
     let outcome = match request {
         Request::Begin { move_id, to } => begin(monitor, conn, move_id, to),
         Request::Settle(decision) => event(monitor, SourceEvent::Verdict(decision)).map(|_| ()),
+        // The target's word came first: everything has been taken back.
+        Request::Abort if monitor.moving.guard.is_none() => Ok(()),
         _ if !owns(monitor, conn) => Err(STRANGER.to_owned()),
         Request::Stage(stage) => {
             monitor.set_stage(Some(stage));
