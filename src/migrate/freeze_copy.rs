@@ -9,6 +9,7 @@
 //! 5. send the pages and the state; the target builds meanwhile;
 //! 6. `Prepared` → commit on disk → `Commit`. The point of no return.
 
+use super::facts;
 use super::live::{self, Precopy};
 use super::pace::Pace;
 use super::point;
@@ -52,7 +53,10 @@ impl Mover<'_> {
         sent: &Tree,
         mut pre: Option<&mut Precopy>,
     ) -> Result<Capture, Failure> {
-        self.stage(Stage::named("stop-and-copy"))?;
+        if pre.is_none() {
+            let bytes_left = facts::resident(&self.cgroup);
+            self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
+        }
         let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
         self.watch.lap("capture");

@@ -28,7 +28,7 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
         Message::Reserve { move_id, manifest, publish, takeover, deadline_ms, dry_run } => {
             name = manifest.spec.name.to_string();
             let request = Request { move_id, manifest: *manifest, publish, takeover, deadline_ms };
-            if dry_run { rehearse(&mut channel, &request) } else { receive(store, &mut channel, request) }
+            receive(store, &mut channel, request, dry_run)
         }
         Message::Query { move_id, pod } => answer(store, &mut channel, &move_id, &pod),
         Message::Check => Ok(channel.message(&Message::Checked(crate::kernel::features::all()))?),
@@ -46,15 +46,9 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
     served
 }
 
-/// `--dry-run`: would we take it?
-fn rehearse(channel: &mut Channel, request: &Request) -> Result<(), Failure> {
-    Target::could_take(request)?;
-    channel.message(&Message::Reserved)?;
-    Ok(())
-}
-
-/// Takes a pod. Whatever fails before the commit takes down what was built (dropping the target does).
-fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(), Failure> {
+/// Takes a pod. Whatever fails before the commit takes down what was built (dropping the target does). A rehearsal is the
+/// same, and never gets to the end.
+fn receive(store: &Store, channel: &mut Channel, request: Request, rehearsal: bool) -> Result<(), Failure> {
     let mut target = Target::reserve(store, request)?;
     channel.message(&Message::Reserved)?;
     loop {
@@ -79,11 +73,11 @@ fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(),
                     target.verify(&digests)?;
                     channel.message(&Message::Verified)?;
                 }
-                Message::Seal => {
+                Message::Seal if !rehearsal => {
                     let stages = target.prepare()?;
                     channel.message(&Message::Prepared { stages })?;
                 }
-                Message::Commit => return activate(store, channel, target),
+                Message::Commit if !rehearsal => return activate(store, channel, target),
                 Message::Abort => {
                     drop(target);
                     let _ = channel.message(&Message::Aborted);
