@@ -160,7 +160,7 @@ impl Mover<'_> {
 
     fn commit_to_peer(&mut self, capture: &mut Capture) -> Result<(), Failure> {
         self.sink.channel()?.message(&Message::Seal)?;
-        match self.sink.channel()?.expect(self.order.timeout)? {
+        match self.sink.channel()?.expect(self.order.patience())? {
             Message::Prepared { stages } => self.report.add_stages(&stages),
             other => return Err(out_of_turn(self.sink.channel()?, &other)),
         }
@@ -216,7 +216,7 @@ impl Mover<'_> {
 
     /// The target compares the hashes of all memory with its own.
     fn compare(&mut self, digests: Digests) -> Result<(), Failure> {
-        let timeout = self.order.timeout;
+        let timeout = self.order.patience();
         let channel = self.sink.channel()?;
         channel.message(&Message::Digest(digests))?;
         match channel.expect(timeout)? {

@@ -275,7 +275,7 @@ impl Mover<'_> {
 
     /// Waits until the target has put everything in place.
     pub(super) fn sync(&mut self) -> Result<(), Failure> {
-        let timeout = self.order.timeout;
+        let timeout = self.order.patience();
         let channel = self.sink.channel()?;
         channel.message(&Message::Sync)?;
         match channel.expect(timeout)? {

@@ -255,7 +255,7 @@ impl Mover<'_> {
             manifest: manifest.clone(),
             publish: self.order.publish.clone(),
             takeover: false,
-            deadline_ms: u64::try_from(self.order.timeout.as_millis()).unwrap_or(u64::MAX),
+            deadline_ms: u64::try_from(self.order.deadline().as_millis()).unwrap_or(u64::MAX),
             dry_run: self.order.dry_run,
         };
         match &mut self.sink {
