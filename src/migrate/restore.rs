@@ -57,8 +57,15 @@ impl RestoreOrder {
 ///
 /// # Errors
 /// `Failed` for a damaged image, `Refused` when the pod lives here or its address answers, `Taken` for its name or
-/// ports; nothing is left behind.
+/// ports; nothing runs and nothing is left behind.
 pub fn run(store: &Store, order: &RestoreOrder, report: &mut Report) -> Result<Owned, Failure> {
+    bring_back(store, order, report).map_err(|f| {
+        let object = if f.object.is_empty() { report.pod.clone() } else { f.object };
+        Failure { object, ..f }
+    })
+}
+
+fn bring_back(store: &Store, order: &RestoreOrder, report: &mut Report) -> Result<Owned, Failure> {
     let name = order.source();
     let failed = |e: crate::image::Error| e.failure(&name);
     let mut reader = match &order.file {

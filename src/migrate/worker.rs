@@ -13,8 +13,10 @@ use crate::pod::moving;
 use crate::pod::store::Store;
 use crate::wire::channel::{Channel, Incoming};
 use crate::wire::message::Message;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// An activation that takes longer is a line in the agent's log.
+const SLOW: Duration = Duration::from_secs(1);
 /// How long a caller may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -28,7 +30,11 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
         Message::Reserve { move_id, manifest, publish, takeover, deadline_ms, dry_run } => {
             name = manifest.spec.name.to_string();
             let request = Request { move_id, manifest: *manifest, publish, takeover, deadline_ms };
-            receive(store, &mut channel, request, dry_run)
+            match receive(store, &mut channel, request, dry_run) {
+                // The source knows already.
+                Ok(Some(failure)) => return Err(failure),
+                other => other.map(drop),
+            }
         }
         Message::Query { move_id, pod } => answer(store, &mut channel, &move_id, &pod),
         Message::Check => Ok(channel.message(&Message::Checked(crate::kernel::features::all()))?),
@@ -46,10 +52,33 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
     served
 }
 
-/// Takes a pod. Whatever fails before the commit takes down what was built (dropping the target does). A rehearsal is the
-/// same, and never gets to the end.
-fn receive(store: &Store, channel: &mut Channel, request: Request, rehearsal: bool) -> Result<(), Failure> {
+/// Takes a pod. Whatever fails before the commit takes down what was built (dropping the target does), but not before the
+/// source knows: its copy stands still meanwhile. Such a failure, once told, is returned. A rehearsal is the same, and
+/// never gets to the end.
+fn receive(
+    store: &Store,
+    channel: &mut Channel,
+    request: Request,
+    rehearsal: bool,
+) -> Result<Option<Failure>, Failure> {
     let mut target = Target::reserve(store, request)?;
+    match converse(channel, &mut target, rehearsal) {
+        Ok(true) => activate(store, channel, target),
+        Ok(false) => {
+            drop(target);
+            let _ = channel.message(&Message::Aborted);
+            Ok(None)
+        }
+        Err(failure) => {
+            let _ = channel.message(&Message::Refused(failure.clone()));
+            drop(target);
+            Ok(Some(failure))
+        }
+    }
+}
+
+/// What the source says up to its `Commit` (`true`) or `Abort`.
+fn converse(channel: &mut Channel, target: &mut Target<'_>, rehearsal: bool) -> Result<bool, Failure> {
     channel.message(&Message::Reserved)?;
     loop {
         let Some(incoming) = channel.next()? else {
@@ -62,7 +91,7 @@ fn receive(store: &Store, channel: &mut Channel, request: Request, rehearsal: bo
         match incoming {
             Incoming::Pages(body) => target.pages(body)?,
             Incoming::Record(record) => {
-                if let Some(kept) = take_record(&mut target, *record)? {
+                if let Some(kept) = take_record(target, *record)? {
                     channel.message(&Message::Built { kept })?;
                 }
             }
@@ -77,12 +106,8 @@ fn receive(store: &Store, channel: &mut Channel, request: Request, rehearsal: bo
                     let stages = target.prepare()?;
                     channel.message(&Message::Prepared { stages })?;
                 }
-                Message::Commit if !rehearsal => return activate(store, channel, target),
-                Message::Abort => {
-                    drop(target);
-                    let _ = channel.message(&Message::Aborted);
-                    return Ok(());
-                }
+                Message::Commit if !rehearsal => return Ok(true),
+                Message::Abort => return Ok(false),
                 other => {
                     let host = channel.peer.clone();
                     return Err(crate::wire::Error::Protocol { host, got: other.name().into() }.into());
@@ -115,14 +140,21 @@ pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Opt
 }
 
 /// The source committed. From here on the pod is this host's whatever becomes of the caller or of us.
-fn activate(store: &Store, channel: &mut Channel, target: Target<'_>) -> Result<(), Failure> {
+fn activate(store: &Store, channel: &mut Channel, target: Target<'_>) -> Result<Option<Failure>, Failure> {
+    let (start, move_id) = (Instant::now(), target.move_id().clone());
     let mut owned = match target.own() {
         Ok(owned) => owned,
         Err(failure) => {
-            let _ = channel.message(&Message::Decided(Decision::Aborted));
-            return Err(failure);
+            // The record decides, whatever became of the monitor. No answer is for the source to ask again.
+            if let Ok(stands) = Decisions::new(&store.places.var).record(&move_id, Decision::Aborted) {
+                let _ = channel.message(&Message::Decided(stands));
+            }
+            return Ok(Some(failure));
         }
     };
+    if start.elapsed() >= SLOW {
+        tracing::warn!(took = ?start.elapsed(), "the activation was slow: see the pod's monitor.log");
+    }
     let stages = std::mem::take(&mut owned.stages);
     let publish = owned.record.spec.net.publish.clone();
     channel.message(&Message::Activated { stages, dns: "none".into(), publish })?;
@@ -136,7 +168,7 @@ fn activate(store: &Store, channel: &mut Channel, target: Target<'_>) -> Result<
             owned.late_frames(frames, store);
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// What became of an attempt? Undecided ones are aborted by the question: whoever asks has committed and lost

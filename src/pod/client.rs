@@ -74,6 +74,12 @@ impl Client {
         Ok(client)
     }
 
+    /// From now on no answer is waited for longer than `limit`; one that does not come is an error.
+    pub fn patience(&self, limit: Duration) {
+        let limit = nix::sys::time::TimeVal::new(limit.as_secs().cast_signed(), 0);
+        let _ = nix::sys::socket::setsockopt(&self.fd, nix::sys::socket::sockopt::ReceiveTimeout, &limit);
+    }
+
     /// The same; every later answer that takes longer than `limit` is an error.
     ///
     /// # Errors

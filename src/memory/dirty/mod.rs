@@ -137,8 +137,10 @@ struct MmLook {
 trait Watch {
     /// Starts watching; the process is stopped.
     fn watch(&mut self, mm: MmId, host_pid: i32, make: &mut dyn MakeUserfaultfd) -> Result<(), Error>;
-    /// Looks at one address space and starts the next interval. `None`: not watched, or no longer the same one.
-    fn look(&mut self, layout: &MmLayout, last: bool) -> Result<Option<MmLook>, Error>;
+    /// Looks at one address space and starts the next interval. `None`: not watched, or no longer the same one. `anew`:
+    /// where other mappings lie than in the last look, which are wholly dirty whatever is found: while they took their
+    /// places the last look may have taken them for what had been there.
+    fn look(&mut self, layout: &MmLayout, anew: &PageSet, last: bool) -> Result<Option<MmLook>, Error>;
     /// Stops watching all but these.
     fn retain(&mut self, keep: &dyn Fn(MmId) -> bool);
 }
@@ -200,7 +202,9 @@ impl Tracker {
         let mut round = Round::default();
         let mut touches: HashMap<ObjectId, Vec<Touch>> = HashMap::new();
         for layout in view.layouts {
-            let found = match self.watch.look(layout, view.last)? {
+            let before = self.layouts.get(&layout.mm).map(Vec::as_slice).unwrap_or_default();
+            let anew = content::mapped_anew(before, layout);
+            let found = match self.watch.look(layout, &anew, view.last)? {
                 Some(found) => found,
                 None => {
                     round.unwatched.push(layout.mm);
@@ -211,8 +215,8 @@ impl Tracker {
             };
             found.touches.into_iter().for_each(|(id, touch)| touches.entry(id).or_default().push(touch));
             let sent = self.sent.entry(layout.mm).or_default();
-            let before = self.layouts.insert(layout.mm, layout.vmas.clone()).unwrap_or_default();
-            sent.lost(&content::mapped_anew(&before, layout));
+            self.layouts.insert(layout.mm, layout.vmas.clone());
+            sent.lost(&anew);
             let plan = sent.plan(&found.look);
             push(&mut round.work, Space::Mm(layout.mm), plan);
         }

@@ -61,7 +61,7 @@ impl Watch for SoftDirty {
         Ok(())
     }
 
-    fn look(&mut self, layout: &MmLayout, _: bool) -> Result<Option<MmLook>, Error> {
+    fn look(&mut self, layout: &MmLayout, _: &PageSet, _: bool) -> Result<Option<MmLook>, Error> {
         let Some(watched) = self.watched.get_mut(&layout.mm) else { return Ok(None) };
         let found = match watched.look(layout) {
             Ok(found) => found,

@@ -65,9 +65,9 @@ impl Watch for WpAsync {
         Ok(())
     }
 
-    fn look(&mut self, layout: &MmLayout, last: bool) -> Result<Option<MmLook>, Error> {
+    fn look(&mut self, layout: &MmLayout, anew: &PageSet, last: bool) -> Result<Option<MmLook>, Error> {
         let Some(watched) = self.watched.get_mut(&layout.mm) else { return Ok(None) };
-        match watched.look(layout, last) {
+        match watched.look(layout, anew, last) {
             Ok(found) => Ok(Some(found)),
             Err(Stop::NewMm) => {
                 self.watched.remove(&layout.mm);
@@ -148,7 +148,7 @@ fn tracked(vma: &Vma) -> bool {
 }
 
 impl Watched {
-    fn look(&mut self, layout: &MmLayout, last: bool) -> Result<MmLook, Stop> {
+    fn look(&mut self, layout: &MmLayout, anew: &PageSet, last: bool) -> Result<MmLook, Stop> {
         let mut out = MmLook {
             look: Look {
                 mapped: content::private_ranges(layout),
@@ -160,6 +160,7 @@ impl Watched {
         // Mappings whose state is not known this time, and mappings that are wholly dirty.
         let mut unseen = PageSet::new();
         let mut fresh = self.register_new(layout, last, &mut unseen)?;
+        fresh.add(anew);
         for (class, range) in content::scan_groups(layout, GROUP) {
             if !matches!(class, Class::Anon | Class::Cow) {
                 continue;

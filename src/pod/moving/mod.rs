@@ -62,6 +62,8 @@ pub enum Request {
         /// Frames captured at the source.
         frames: Vec<Frame>,
     },
+    /// Target: nothing will come of it. Answered when all that was made is gone.
+    GiveUp,
     /// Target: has this attempt been decided? Undecided ones are aborted now.
     Query(MoveId),
     /// Source, from anyone: end the move under way before its commit. Answered when everything was taken back.
@@ -186,6 +188,7 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request, fds: Vec<Ow
         | Request::Sockets(_)
         | Request::Prepared(_)
         | Request::Own { .. }
+        | Request::GiveUp
         | Request::Query(_) => arrival::handle(monitor, conn, request, fds),
         _ => guard::handle(monitor, conn, request),
     }
