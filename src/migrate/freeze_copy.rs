@@ -9,6 +9,7 @@
 //! 5. send the pages and the state; the target builds meanwhile;
 //! 6. `Prepared` → commit on disk → `Commit`. The point of no return.
 
+use super::facts;
 use super::live::{self, Precopy};
 use super::pace::Pace;
 use super::point;
@@ -55,7 +56,10 @@ impl Mover<'_> {
         sent: &Tree,
         mut pre: Option<&mut Precopy>,
     ) -> Result<Capture, Failure> {
-        self.stage(Stage::named("stop-and-copy"))?;
+        if pre.is_none() {
+            let bytes_left = facts::resident(&self.cgroup);
+            self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
+        }
         let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
         self.watch.lap("capture");
@@ -161,7 +165,7 @@ impl Mover<'_> {
 
     fn commit_to_peer(&mut self, capture: &mut Capture) -> Result<(), Failure> {
         self.sink.channel()?.message(&Message::Seal)?;
-        match self.sink.channel()?.expect(self.order.timeout)? {
+        match self.sink.channel()?.expect(self.order.patience())? {
             Message::Prepared { stages } => self.report.add_stages(&stages),
             other => return Err(out_of_turn(self.sink.channel()?, &other)),
         }
@@ -224,7 +228,7 @@ impl Mover<'_> {
 
     /// The target compares the hashes of all memory with its own.
     fn compare(&mut self, digests: Digests) -> Result<(), Failure> {
-        let timeout = self.order.timeout;
+        let timeout = self.order.patience();
         let channel = self.sink.channel()?;
         channel.message(&Message::Digest(digests))?;
         match channel.expect(timeout)? {

@@ -154,6 +154,7 @@ impl Mover<'_> {
             if late || next != Next::Again {
                 tracing::debug!("{} rounds, {left} bytes are left: {next:?}", pre.sent.len());
                 pre.tracker.give_back(&round.work);
+                self.stage(Stage { stage: "stop-and-copy".to_owned(), ..self.round_stage(&pre, left) })?;
                 return Ok((tree, Some(pre)));
             }
             self.send_round(source, &mut pre, round, &handles)?;
@@ -287,8 +288,8 @@ impl Mover<'_> {
     }
 
     /// Waits until the target has put everything in place.
-    fn sync(&mut self) -> Result<(), Failure> {
-        let timeout = self.order.timeout;
+    pub(super) fn sync(&mut self) -> Result<(), Failure> {
+        let timeout = self.order.patience();
         let channel = self.sink.channel()?;
         channel.message(&Message::Sync)?;
         match channel.expect(timeout)? {

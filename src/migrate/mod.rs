@@ -25,6 +25,7 @@ pub mod order;
 mod pace;
 pub mod peer;
 pub mod point;
+mod predict;
 pub mod private;
 pub mod progress;
 pub mod report;

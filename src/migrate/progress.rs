@@ -182,7 +182,8 @@ fn print_lines(told: &mpsc::Receiver<Stage>, pod: &str) {
     for s in told {
         let text = line(pod, &s);
         if smart {
-            let width = tty::size(io::stderr()).map_or(80, |(_, columns)| usize::from(columns.max(20)));
+            let width = tty::size(io::stderr()).map_or(0, |(_, columns)| usize::from(columns));
+            let width = if width < 20 { 80 } else { width };
             let cut: String = text.chars().take(width - 1).collect();
             SHOWN.store(true, Ordering::SeqCst);
             let _ = io::stderr().lock().write_all(format!("\r{cut}\x1b[K").as_bytes());

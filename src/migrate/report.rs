@@ -160,6 +160,7 @@ impl Report {
             _ => Outcome::Failed,
         };
         self.reason = Some(failure.message.clone());
+        self.blockers.clone_from(&failure.blockers);
         self.error = Some(FailureJson { code: failure.kind.code(), failure: failure.clone() });
     }
 }

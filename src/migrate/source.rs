@@ -214,13 +214,6 @@ impl Mover<'_> {
         self.stage(Stage::named("reservation"))?;
         self.reserve()?;
         self.watch.lap("reserve");
-        if self.order.dry_run {
-            // Nothing was frozen; the monitor lets go of the move when we hang up.
-            self.report.would_move = Some(true);
-            self.report.outcome = Outcome::Cancelled;
-            self.report.reason = Some("dry run: nothing was moved".to_owned());
-            return Ok(());
-        }
         // What would take long in the freeze and can be known now.
         for pid in self.cgroup.procs().unwrap_or_default() {
             crate::remote::look_ahead(pid);
@@ -233,6 +226,9 @@ impl Mover<'_> {
         self.report.warnings.extend(private::warnings(&self.pod.spec));
         self.send_tree(&tree)?;
         self.watch.lap("skeleton");
+        if self.order.dry_run {
+            return self.foretell(&source, &tree);
+        }
         let (tree, mut pre) = match self.order.live {
             true => self.precopy(&mut source, tree)?,
             false => (tree, None),
@@ -259,7 +255,7 @@ impl Mover<'_> {
             manifest: manifest.clone(),
             publish: self.order.publish.clone(),
             takeover: false,
-            deadline_ms: u64::try_from(self.order.timeout.as_millis()).unwrap_or(u64::MAX),
+            deadline_ms: u64::try_from(self.order.deadline().as_millis()).unwrap_or(u64::MAX),
             dry_run: self.order.dry_run,
         };
         match &mut self.sink {

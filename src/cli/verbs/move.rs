@@ -6,7 +6,7 @@ use crate::cli::request::{HostRef, Mode as Asked, MoveRequest, OnTimeout as Afte
 use crate::cli::{Context, out, privilege};
 use crate::migrate::order::{Destination, OnTimeout, Order};
 use crate::migrate::progress::Form;
-use crate::migrate::report::{Outcome, Report};
+use crate::migrate::report::{Outcome, Predicted, Report};
 use crate::migrate::{facts, point, source};
 use crate::policy::hosts::{Host, Via};
 use crate::wire::hosts::Hosts;
@@ -52,7 +52,24 @@ pub fn run(ctx: &Context, r: MoveRequest) -> Result<i32, Failure> {
         limit,
     });
     let done = source::run(&ctx.store, &me, record, &order, &mut report);
+    if r.dry_run {
+        report.would_move = Some(done.is_ok());
+    }
     tell(ctx, report, done, false)
+}
+
+/// What a dry run found, for people.
+fn foretold(report: &Report, p: &Predicted) -> String {
+    let ms = |us: u64| us as f64 / 1000.0;
+    format!(
+        "{} would move to {}: frozen about {:.0} ms (at most {:.0} ms), {:.0} MiB in about {:.1} s",
+        report.pod,
+        report.to,
+        ms(p.frozen_us),
+        ms(p.frozen_us_max),
+        p.bytes as f64 / f64::from(1 << 20),
+        ms(p.total_us) / 1000.0
+    )
 }
 
 /// As asked for; else a line for whoever sits at the terminal.
@@ -111,7 +128,10 @@ pub(super) fn tell(
         Outcome::Restored => {
             format!("{} restored from {} in {:.1} ms", report.pod, report.from, ms(report.total_us))
         }
-        other => format!("{}: {other:?}", report.pod),
+        other => match &report.predicted {
+            Some(p) => foretold(&report, p),
+            None => format!("{}: {other:?}", report.pod),
+        },
     };
     if to_stderr {
         eprintln!("{text}");
