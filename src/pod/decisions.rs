@@ -17,6 +17,19 @@ pub struct Decisions {
     dir: PathBuf,
 }
 
+/// A record on disk under a temporary name, gone when dropped.
+#[derive(Debug)]
+pub struct Staged {
+    temp: PathBuf,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // What a death leaves behind is a hidden file of ten bytes.
+        let _ = std::fs::remove_file(&self.temp);
+    }
+}
+
 impl Decisions {
     /// The records below the state directory `var`.
     pub fn new(var: &Path) -> Self {
@@ -38,11 +51,12 @@ impl Decisions {
         }
     }
 
-    /// Writes `wanted` unless a record stands; returns what stands then, safely on disk.
-    pub fn record(&self, id: &MoveId, wanted: Decision) -> io::Result<Decision> {
-        if let Some(stands) = self.read(id)? {
-            return Ok(stands);
-        }
+    /// Writes a committed record that does not stand yet: [`Staged::commit`] then only puts it in place.
+    pub fn stage(&self, id: &MoveId) -> io::Result<Staged> {
+        Ok(Staged { temp: self.write(id, Decision::Committed)? })
+    }
+
+    fn write(&self, id: &MoveId, wanted: Decision) -> io::Result<PathBuf> {
         std::fs::create_dir_all(&self.dir)?;
         let turn = TURN.fetch_add(1, Ordering::Relaxed);
         let temp = self.dir.join(format!(".{}.{}.{turn}", id.as_str(), std::process::id()));
@@ -53,8 +67,16 @@ impl Decisions {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temp)?;
         file.write_all(text)?;
         file.sync_data()?;
-        let linked = std::fs::hard_link(&temp, self.path(id));
-        std::fs::remove_file(&temp)?;
+        Ok(temp)
+    }
+
+    /// Puts a staged record in place unless one stands; returns what stands then, safely on disk.
+    pub fn commit(&self, id: &MoveId, staged: &Staged) -> io::Result<Decision> {
+        let linked = std::fs::hard_link(&staged.temp, self.path(id));
+        self.settle(id, linked, Decision::Committed)
+    }
+
+    fn settle(&self, id: &MoveId, linked: io::Result<()>, wanted: Decision) -> io::Result<Decision> {
         File::open(&self.dir)?.sync_all()?;
         match linked {
             Ok(()) => Ok(wanted),
@@ -63,6 +85,17 @@ impl Decisions {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Writes `wanted` unless a record stands; returns what stands then, safely on disk.
+    pub fn record(&self, id: &MoveId, wanted: Decision) -> io::Result<Decision> {
+        if let Some(stands) = self.read(id)? {
+            return Ok(stands);
+        }
+        let temp = self.write(id, wanted)?;
+        let linked = std::fs::hard_link(&temp, self.path(id));
+        std::fs::remove_file(&temp)?;
+        self.settle(id, linked, wanted)
     }
 }
 
@@ -79,6 +112,21 @@ mod tests {
         assert_eq!(all.record(&id, Decision::Aborted).unwrap(), Decision::Aborted);
         assert_eq!(all.record(&id, Decision::Committed).unwrap(), Decision::Aborted);
         assert_eq!(all.read(&id).unwrap(), Some(Decision::Aborted));
+    }
+
+    #[test]
+    fn a_staged_record_stands_only_when_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = Decisions::new(dir.path());
+        let (one, other) = (MoveId::from_bits(1), MoveId::from_bits(2));
+        let staged = [all.stage(&one).unwrap(), all.stage(&other).unwrap()];
+        assert_eq!(all.read(&one).unwrap(), None);
+        assert_eq!(all.commit(&one, &staged[0]).unwrap(), Decision::Committed);
+        assert_eq!(all.record(&other, Decision::Aborted).unwrap(), Decision::Aborted);
+        assert_eq!(all.commit(&other, &staged[1]).unwrap(), Decision::Aborted);
+        drop(staged);
+        assert_eq!(std::fs::read_dir(dir.path().join("decisions")).unwrap().count(), 2);
+        assert_eq!(all.read(&one).unwrap(), Some(Decision::Committed));
     }
 
     #[test]

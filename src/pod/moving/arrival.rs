@@ -1,9 +1,10 @@
 //! The target's side: the record decides, and the monitor alone brings the pod to life.
 
 use super::{Arrival, Reply, Request};
-use crate::base::MoveId;
+use crate::base::{Decision, MoveId};
+use crate::kernel::sched::Haste;
 use crate::net::{Frame, Hold, Replayer};
-use crate::pod::decisions::Decisions;
+use crate::pod::decisions::{Decisions, Staged};
 use crate::pod::monitor::{ConnId, Monitor};
 use crate::pod::store::Status;
 use crate::policy::handover::{Target, TargetAction, TargetEvent, target};
@@ -22,6 +23,10 @@ pub struct Incoming {
     frames: Vec<Frame>,
     /// Opened before the commit, dropped when there is time: both cost more than what they do.
     doors: Option<Doors>,
+    /// The record that will say *committed*.
+    staged: Option<Staged>,
+    /// From the last preparations to the thaw.
+    haste: Option<Haste>,
     stages: Vec<(String, u64)>,
 }
 
@@ -56,6 +61,8 @@ fn arrive(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, deadline_ms: u64
     if monitor.moving.arrival.is_some() || monitor.record.status != Status::Incoming {
         return Err("nothing is to arrive here".to_owned());
     }
+    // One that cannot be written now is tried again when it is due.
+    let staged = Decisions::new(&monitor.store.places.var).stage(&move_id).ok();
     let deadline = Instant::now() + Duration::from_millis(deadline_ms);
     monitor.moving.arrival = Some(Incoming {
         machine: Target::Incoming,
@@ -66,6 +73,8 @@ fn arrive(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, deadline_ms: u64
         arrival: None,
         frames: Vec::new(),
         doors: None,
+        staged,
+        haste: None,
         stages: Vec::new(),
     });
     monitor.wake_at(deadline);
@@ -89,6 +98,7 @@ fn prepared(monitor: &mut Monitor, arrival: Arrival) -> Result<Reply, String> {
     });
     if let Some(incoming) = &mut monitor.moving.arrival {
         incoming.arrival = Some(arrival);
+        incoming.haste = Some(Haste::begin(false));
         incoming.doors = Some(Doors { hold, replayer });
     }
     match event(monitor, TargetEvent::Prepared)? {
@@ -127,6 +137,8 @@ fn query(monitor: &mut Monitor, move_id: &MoveId) -> Result<Reply, String> {
 /// One step of the machine and its deeds; whether it agreed.
 fn event(monitor: &mut Monitor, event_: TargetEvent) -> Result<bool, String> {
     let Some(incoming) = &mut monitor.moving.arrival else { return Err("nothing arrives here".to_owned()) };
+    // Gone when all is done: removing its temporary name can wait.
+    let staged = if event_ == TargetEvent::Commit { incoming.staged.take() } else { None };
     let (next, actions) = target(incoming.machine, event_);
     incoming.machine = next;
     let move_id = incoming.move_id.clone();
@@ -136,7 +148,11 @@ fn event(monitor: &mut Monitor, event_: TargetEvent) -> Result<bool, String> {
             TargetAction::Agree => yes = true,
             TargetAction::Deny | TargetAction::Tell(_) => {}
             TargetAction::Record(wanted) => {
-                let stands = Decisions::new(&monitor.store.places.var).record(&move_id, wanted);
+                let all = Decisions::new(&monitor.store.places.var);
+                let stands = match &staged {
+                    Some(staged) if wanted == Decision::Committed => all.commit(&move_id, staged),
+                    _ => all.record(&move_id, wanted),
+                };
                 let stands = stands.map_err(|e| format!("the record could not be written: {e}"))?;
                 yes |= event(monitor, TargetEvent::Recorded(stands))?;
             }
@@ -189,10 +205,9 @@ fn activate(monitor: &mut Monitor) {
         monitor.complain(&format!("hold not lifted: {e}"));
     }
     lap(&mut incoming.stages, "link");
-    for (fd, (reuseaddr, push)) in incoming.sockets.drain(..) {
-        if let Err(e) = fds::activate(&fd, reuseaddr, push) {
-            monitor.complain(&format!("a connection could not be switched on: {e}"));
-        }
+    let sockets = std::mem::take(&mut incoming.sockets);
+    for e in fds::activate_all(&sockets) {
+        monitor.complain(&format!("a connection could not be switched on: {e}"));
     }
     if let Some(arrival) = &incoming.arrival {
         place_socket_files(monitor, arrival);
@@ -208,6 +223,9 @@ fn activate(monitor: &mut Monitor) {
         monitor.complain(&format!("not thawed: {e}"));
     }
     lap(&mut incoming.stages, "thaw");
+    incoming.haste = None;
+    // Closed only now: each costs time.
+    drop(sockets);
     monitor.announce();
     if let Some(arrival) = incoming.arrival.take() {
         monitor.settle_in(&arrival);
