@@ -23,6 +23,7 @@ use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
 use crate::image::record::{NetFrame, Record};
 use crate::kernel::errno_text;
+use crate::kernel::sched::Haste;
 use crate::memory::Reader;
 use crate::memory::feed::Feed;
 use crate::memory::reader::all_content;
@@ -63,6 +64,12 @@ impl Mover<'_> {
         let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
         self.watch.lap("capture");
+        // With the memory copied ahead, little is left: no busy host may make it long. A long copy takes its turn.
+        let warm = pre.is_none();
+        if !warm {
+            self.sink.record(&Record::Frozen)?;
+        }
+        let mut haste = Haste::begin(true);
         self.held = Some(Instant::now());
         if let moving::Reply::Held { since_ns } = self.ask(moving::Request::Hold)? {
             capture.since(Engaged { since: UNIX_EPOCH + Duration::from_nanos(since_ns) });
@@ -83,7 +90,12 @@ impl Mover<'_> {
         }
         let feed = match &mut pre {
             Some(pre) => self.last_round(source, pre, &tree, &pids)?,
-            None => read_all(source, &tree, &pids)?,
+            None => {
+                drop(haste);
+                let feed = read_all(source, &tree, &pids)?;
+                haste = Haste::begin(true);
+                feed
+            }
         };
         self.watch.lap("scan");
         let client = &mut self.client;
@@ -103,10 +115,14 @@ impl Mover<'_> {
             None if changed => self.built().map(|_| None)?,
             _ => None,
         };
+        if warm {
+            drop(haste);
+        }
         self.send_pages(&feed, None)?;
         if let Some(again) = again {
             self.send_pages(&again, None)?;
         }
+        let _haste = Haste::begin(true);
         self.watch.lap("pages");
         // The monitor emptied the output pipes into the log when it was told of the freeze.
         let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
@@ -164,6 +180,7 @@ impl Mover<'_> {
     }
 
     fn commit_to_peer(&mut self, capture: &mut Capture) -> Result<(), Failure> {
+        let haste = Haste::begin(true);
         self.sink.channel()?.message(&Message::Seal)?;
         match self.sink.channel()?.expect(self.order.patience())? {
             Message::Prepared { stages } => self.report.add_stages(&stages),
@@ -194,6 +211,7 @@ impl Mover<'_> {
         self.report.frozen_us = us(self.frozen);
         self.report.downtime_us = us(self.held);
         self.watch.lap("activated");
+        drop(haste);
         // If the monitor was killed, its frozen copy must not stay.
         let settled = self.ask(moving::Request::Settle(decision)).or_else(|_| {
             resolve::settle(self.store, &self.pod.spec.id, decision).map(|()| moving::Reply::Done)

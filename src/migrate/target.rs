@@ -15,6 +15,7 @@ use crate::base::spec::Publish;
 use crate::base::{Blocker, Failure, Kind, MoveId};
 use crate::image::check;
 use crate::image::record::{Manifest, NetFrame};
+use crate::kernel::sched::Haste;
 use crate::memory::digest::Masks;
 use crate::memory::{Chunk, Filler, Run};
 use crate::net::{self, Frame, Replayer};
@@ -86,6 +87,8 @@ pub struct Target<'s> {
     masks: Masks,
     frames: Vec<Frame>,
     log: Vec<u8>,
+    /// Since the pod stands still at the source.
+    haste: Option<Haste>,
     watch: Stopwatch,
     /// The monitor has the pod: nothing to take down.
     owned: bool,
@@ -190,6 +193,7 @@ impl<'s> Target<'s> {
             masks: Masks::new(),
             frames: Vec::new(),
             log: Vec::new(),
+            haste: None,
             watch,
             owned: false,
         };
@@ -265,11 +269,19 @@ impl<'s> Target<'s> {
         Ok(())
     }
 
+    /// The pod stands still at the source: nobody on this host goes before it.
+    pub fn hurry(&mut self) {
+        if self.haste.is_none() {
+            self.haste = Some(Haste::begin(true));
+        }
+    }
+
     /// Everything but memory: threads, descriptors, signals, timers, credentials, registers.
     ///
     /// # Errors
     /// State that does not fit the tree or cannot be set here.
     pub fn state(&mut self, state: PodState) -> Result<(), Failure> {
+        self.hurry();
         self.watch.lap("pages");
         let tree = self
             .tree
@@ -359,6 +371,7 @@ impl<'s> Target<'s> {
             moving::Reply::Activated { stages } => stages,
             _ => Vec::new(),
         };
+        self.haste = None;
         self.owned = true;
         let record = self.store.get(&self.record.spec.id).ok().flatten();
         let record = record.unwrap_or_else(|| self.record.clone());

@@ -139,7 +139,11 @@ pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Opt
             target.log(log);
             Ok(None)
         }
-        Record::Frozen | Record::End { .. } => Ok(None),
+        Record::Frozen => {
+            target.hurry();
+            Ok(None)
+        }
+        Record::End { .. } => Ok(None),
         Record::Manifest(_) => Err(damaged(crate::image::Error::Damaged("a second manifest".into()))),
     }
 }

@@ -6,9 +6,10 @@ use crate::base::MoveId;
 use crate::freeze::{self, PodTasks};
 use crate::kernel::clone;
 use crate::kernel::pidfd::PidFd;
+use crate::kernel::sched::Haste;
 use crate::net::Hold;
 use crate::pod::monitor::{ConnId, LivePod, Monitor};
-use crate::pod::store::{MoveMark, Status};
+use crate::pod::store::{MoveMark, Record, StagedRecord, Status};
 use crate::policy::handover::{Source, SourceAction, SourceEvent, source};
 use crate::state::inet::collect::{self as inet, RepairedSocket};
 use std::os::fd::AsFd;
@@ -32,6 +33,10 @@ pub struct Guard {
     repaired: Vec<RepairedSocket>,
     asking: Option<Child>,
     ask_at: Option<Instant>,
+    /// What the commit will write down, on disk already.
+    staged: Option<StagedRecord>,
+    /// From the hold on, until the mover is done.
+    haste: Option<Haste>,
     /// The mover's process.
     mover: Option<PidFd>,
     cancel: Option<Cancel>,
@@ -71,6 +76,7 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
         }
         return;
     }
+    let repairing = matches!(request, Request::Repairing(_));
     let outcome = match request {
         Request::Begin { move_id, to } => begin(monitor, conn, move_id, to),
         Request::Settle(decision) => event(monitor, SourceEvent::Verdict(decision)).map(|_| ()),
@@ -107,6 +113,16 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
     };
     let reply = outcome.map_or_else(Reply::Denied, |()| Reply::Done);
     monitor.answer_move(conn, reply, Vec::new());
+    if repairing {
+        stage(monitor);
+    }
+}
+
+/// While the mover reads sockets: the record of the commit is written, so that the commit is but a rename.
+fn stage(monitor: &mut Monitor) {
+    let Some(guard) = &mut monitor.moving.guard else { return };
+    // Should it fail, the commit writes it.
+    guard.staged = monitor.store.stage(&doubtful(&monitor.record, guard)).ok();
 }
 
 fn agreed(outcome: Result<bool, String>) -> Result<(), String> {
@@ -137,6 +153,8 @@ fn begin(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, to: String) -> Re
         ask_at: None,
         mover: monitor.caller(conn),
         cancel: None,
+        staged: None,
+        haste: None,
     };
     monitor.moving.guard = Some(guard);
     monitor.set_stage(Some(Stage { to, ..Stage::named("pre-migration") }));
@@ -169,6 +187,7 @@ fn hold(monitor: &mut Monitor) -> Result<Reply, String> {
     let engaged = hold.engage().map_err(|e| e.to_string())?;
     if let Some(guard) = &mut monitor.moving.guard {
         guard.hold = Some(hold);
+        guard.haste = Some(Haste::begin(false));
     }
     let since = engaged.since.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Reply::Held { since_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) })
@@ -232,16 +251,26 @@ fn wake(pod: &LivePod) -> Result<(), String> {
 /// Writes the commit to disk. If that fails nothing was committed: the machine goes back.
 fn journal(monitor: &mut Monitor) -> Result<(), String> {
     let Some(guard) = &mut monitor.moving.guard else { return Ok(()) };
-    let mut record = monitor.record.clone();
-    record.status = Status::InDoubt;
-    record.moved_to = Some(guard.to.clone());
-    record.moving = Some(MoveMark { move_id: guard.move_id.clone(), to: guard.to.clone() });
-    if let Err(e) = monitor.store.save(&record) {
+    let record = doubtful(&monitor.record, guard);
+    let saved = match guard.staged.take() {
+        Some(staged) if *staged.record() == record => staged.place(),
+        _ => monitor.store.save(&record),
+    };
+    if let Err(e) = saved {
         guard.machine = Source::Moving { frozen: true };
         return Err(format!("the commit could not be written down: {e}"));
     }
     monitor.record = record;
     Ok(())
+}
+
+/// The pod's record once the commit is written down.
+fn doubtful(record: &Record, guard: &Guard) -> Record {
+    let mut record = record.clone();
+    record.status = Status::InDoubt;
+    record.moved_to = Some(guard.to.clone());
+    record.moving = Some(MoveMark { move_id: guard.move_id.clone(), to: guard.to.clone() });
+    record
 }
 
 /// Sockets out of repair, hold lifted, then thaw: a program that ran on with its sockets in repair would write into
@@ -322,6 +351,7 @@ pub fn closed(monitor: &mut Monitor, conn: ConnId) {
         && guard.conn == Some(conn)
     {
         guard.conn = None;
+        guard.haste = None;
         let _ = event(monitor, SourceEvent::MoverGone);
     }
 }
