@@ -163,15 +163,13 @@ pub(super) fn populated(
         return map.scan(range, &populated_query(class), each);
     }
     map.entries(range, |r| {
-        let files = class == Class::Cow && r.is.contains(PageIs::FILE);
-        if !files && !r.is.contains(PageIs::GUARD) {
+        if !r.is.intersects(PageIs::GUARD | PageIs::PFNZERO | PageIs::FILE) {
             each(r);
         }
     })
 }
 
-/// Pages of the process's private mappings that have content. On kernels without `PAGEMAP_SCAN` the page of zeros
-/// counts (the reader finds it to be zero).
+/// Pages of the process's private mappings that have content.
 /// Errors: `Gone`, `Open`, `Scan`.
 pub fn content_pages(host_pid: i32, layout: &MmLayout) -> Result<PageSet, Error> {
     let map = open_pagemap(host_pid)?;

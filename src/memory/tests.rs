@@ -56,7 +56,7 @@ impl Pair {
                 w.fill(at(2000, 16), 3);
                 w.fill(at(2100, 16), 4);
                 w.fill(at(2200, 600), 5);
-                w.run(&format!("advise {} {} 102", at(2300, 3).start, 3 * PAGE)); // MADV_GUARD_INSTALL
+                w.run(&format!("guard {} {}", at(2300, 3).start, 3 * PAGE));
                 w.fill(at(3003, 2), 6);
                 w.fill(at(3010, 1), 0);
                 w.fill(at(4002, 5), 9);

@@ -135,7 +135,11 @@ impl Watched {
             };
             return self.map.scan(range, &query, each);
         }
-        self.map.entries(range, |r| {
+        self.map.entries(range, |mut r| {
+            // What is a file's in private anonymous memory is a huge page of zeros.
+            if class == Class::Anon && r.is.contains(PageIs::FILE) {
+                r.is |= PageIs::PFNZERO;
+            }
             if class != Class::Cow || !r.is.contains(PageIs::FILE) {
                 each(r);
             }
