@@ -47,7 +47,7 @@ type Probe = fn() -> Result<String, String>;
 /// Tries everything.
 pub fn all() -> Vec<Finding> {
     use Need::{Live, Moves, Pods, Some};
-    let probes: [(&str, Need, Probe); 26] = [
+    let probes: [(&str, Need, Probe); 27] = [
         ("kernel", Pods, process::release),
         ("namespaces", Pods, process::namespaces),
         ("time-namespace", Pods, process::time_namespace),
@@ -62,7 +62,8 @@ pub fn all() -> Vec<Finding> {
         ("process-vm", Moves, memory::process_vm),
         ("map-files", Moves, memory::map_files),
         ("set-mm-map", Moves, memory::set_mm_map),
-        ("pagemap-scan", Moves, memory::pagemap_scan),
+        ("pagemap", Moves, memory::pagemap),
+        ("pagemap-scan", Some, memory::pagemap_scan),
         ("wp-async", Live, memory::wp_async),
         ("soft-dirty", Live, memory::soft_dirty),
         ("timer-ids", Some, process::timer_ids),

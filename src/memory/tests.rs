@@ -40,6 +40,7 @@ impl Pair {
         std::fs::write(file.path(), vec![b'f'; 20 * PAGE as usize]).unwrap();
         let make = |full: bool| {
             let mut w = Writer::start();
+            w.run("small"); // pages are counted
             for (page, pages) in [(0, 1000), (2000, 16), (2100, 16), (2200, 600)] {
                 w.map(page, pages);
             }
