@@ -94,9 +94,10 @@ const FEATURES: &[Feature] = &[
     ("process-vm", Moves, "memory read and written", NO_MOVES, memory::process_vm),
     ("map-files", Moves, "mapped files, deleted ones too", NO_MOVES, memory::map_files),
     ("set-mm-map", Moves, "places of code, heap and stack", NO_MOVES, memory::set_mm_map),
+    ("pagemap", Moves, "pages with content found", NO_MOVES, memory::pagemap),
     (
         "pagemap-scan",
-        Moves,
+        Few,
         "pages with content found quickly",
         "every page's entry is read instead: slower",
         memory::pagemap_scan,
@@ -154,39 +155,6 @@ const FEATURES: &[Feature] = &[
 
 /// Tries everything.
 pub fn all() -> Vec<Finding> {
-<<<<<<< HEAD
-=======
-    use Need::{Live, Moves, Pods, Some};
-    let probes: [(&str, Need, Probe); 27] = [
-        ("kernel", Pods, process::release),
-        ("namespaces", Pods, process::namespaces),
-        ("time-namespace", Pods, process::time_namespace),
-        ("cgroup", Pods, process::freezer),
-        ("devpts-instance", Pods, process::mounts),
-        ("seccomp", Pods, process::seccomp),
-        ("sealed-memfd-exec", Pods, process::sealed_exec),
-        ("ptrace-seize", Moves, process::ptrace),
-        ("clone3-set-tid", Moves, process::set_tid),
-        ("pidfd-getfd", Moves, process::pidfd_getfd),
-        ("kcmp", Moves, process::kcmp),
-        ("process-vm", Moves, memory::process_vm),
-        ("map-files", Moves, memory::map_files),
-        ("set-mm-map", Moves, memory::set_mm_map),
-        ("pagemap", Moves, memory::pagemap),
-        ("pagemap-scan", Some, memory::pagemap_scan),
-        ("wp-async", Live, memory::wp_async),
-        ("soft-dirty", Live, memory::soft_dirty),
-        ("timer-ids", Some, process::timer_ids),
-        ("tcp-repair", Moves, network::tcp_repair),
-        ("sock-diag", Moves, network::sock_diag),
-        ("veth", Pods, network::veth),
-        ("bridge", Some, network::bridge),
-        ("macvlan", Some, network::macvlan),
-        ("nft-netdev", Moves, network::nft_netdev),
-        ("nft-rewrite", Pods, network::nft_rewrite),
-        ("packet-vnet-hdr", Moves, network::packet),
-    ];
->>>>>>> collect
     let mut found = privilege::all();
     let tried = FEATURES
         .iter()

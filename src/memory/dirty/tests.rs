@@ -283,7 +283,11 @@ fn by_pages_given_back_come_again_as_they_are_then(way: Way) {
 
 #[test]
 fn memory_that_takes_a_shared_place_during_a_look_comes_in_the_next() {
-    let mut rig = Rig::new();
+    each_way(by_memory_that_takes_a_shared_place);
+}
+
+fn by_memory_that_takes_a_shared_place(way: Way) {
+    let mut rig = Rig::new(way);
     rig.writer.run(&format!("map {} {} 3 0x21", at(0, 8).start, 8 * PAGE));
     rig.last();
     // New beside it, so that the look registers the whole row; by then the shared part is private.
