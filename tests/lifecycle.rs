@@ -99,7 +99,7 @@ fn moved() {
 #[test]
 fn moved_and_back() {
     each(LAN, |lab, kind| {
-        steps::move_pod(lab, kind, &lab.a, &lab.b)?;
+        steps::move_live(lab, kind, &lab.a, &lab.b)?;
         steps::move_pod(lab, kind, &lab.b, &lab.a)?;
         Ok(true)
     });
@@ -137,4 +137,20 @@ fn unread_input_travels() {
     let log = steps::run(&lab, &lab.b, &["logs", "reader"], 0).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((status.as_str(), log.as_str()), ("0", "first\nsecond\nlast\nend"));
     foreground.end().unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
+fn moved_live_and_back_again_and_again() {
+    let lab = Lab::new();
+    let rounds = if common::full() { 50 } else { 5 };
+    let life = || {
+        start(&lab, "churn", LAN)?;
+        for _ in 0..rounds {
+            steps::move_live(&lab, "churn", &lab.a, &lab.b)?;
+            steps::move_live(&lab, "churn", &lab.b, &lab.a)?;
+        }
+        finish(&lab, "churn", &lab.a)
+    };
+    life().unwrap_or_else(|e| panic!("{e}"));
+    steps::forget(&lab, "churn").unwrap_or_else(|e| panic!("{e}"));
 }

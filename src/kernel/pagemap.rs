@@ -138,12 +138,14 @@ impl Pagemap {
 
     /// The same picture from the plain 8-byte entries, for kernels without the ioctl: reports runs of pages that are
     /// present or swapped with PRESENT, SWAPPED, FILE, SOFT_DIRTY and GUARD as far as the entry tells, WRITTEN where
-    /// the write-protect bit is clear. PFNZERO and HUGE are not known here. Costs 8 bytes read per page of `range`.
-    /// Errors: ESRCH (address space gone).
+    /// the write-protect bit is clear, PFNZERO where we may see frame numbers (CAP_SYS_ADMIN). HUGE is not known here;
+    /// a huge page of zeros shows as FILE. Pages that are neither, of a mapping made since soft-dirty bits were cleared,
+    /// come with SOFT_DIRTY alone. Costs 8 bytes read per page of `range`. Errors: ESRCH (address space gone).
     pub fn entries(&self, range: AddrRange, mut each: impl FnMut(Region)) -> Result<(), Errno> {
         let mut buf = vec![0u8; 64 * 1024];
         let mut run = None::<Region>;
         let mut at = range.start;
+        let zero = zero_frame();
         while at < range.end {
             let want = (((range.end - at) / PAGE) as usize * 8).min(buf.len());
             let got = match self.file.read_at(&mut buf[..want], at / PAGE * 8) {
@@ -155,7 +157,7 @@ impl Pagemap {
                 return Err(Errno::ESRCH); // the address space is gone (or `range` lies beyond any)
             }
             for word in buf[..got].as_chunks::<8>().0 {
-                let is = entry_categories(u64::from_le_bytes(*word));
+                let is = entry_categories(u64::from_le_bytes(*word), zero);
                 match (&mut run, is) {
                     (Some(r), Some(is)) if r.is == is && r.range.end == at => r.range.end += PAGE,
                     (_, Some(is)) => {
@@ -175,16 +177,44 @@ impl Pagemap {
     }
 }
 
-/// Categories of one pagemap entry; `None` when the page is neither present nor swapped.
-fn entry_categories(entry: u64) -> Option<PageIs> {
+/// Bits of an entry that hold the frame number of a page that is present.
+const FRAME: u64 = (1 << 55) - 1;
+
+/// Frame number of the page of zeros, 0 where it cannot be seen; asked once.
+fn zero_frame() -> u64 {
+    static ZERO: OnceLock<u64> = OnceLock::new();
+    *ZERO.get_or_init(|| {
+        let (prot, flags) = (libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping wherever the kernel likes.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE as usize, prot, flags, -1, 0) };
+        if page == libc::MAP_FAILED {
+            return 0;
+        }
+        // SAFETY: inside our own mapping. A page that was only read is the page of zeros.
+        unsafe { page.cast::<u8>().read_volatile() };
+        let mut word = [0; 8];
+        let entry = File::open("/proc/self/pagemap")
+            .and_then(|map| map.read_exact_at(&mut word, page as u64 / PAGE * 8));
+        // SAFETY: our own mapping, not used any more.
+        unsafe { libc::munmap(page, PAGE as usize) };
+        if entry.is_ok() { u64::from_le_bytes(word) & FRAME } else { 0 }
+    })
+}
+
+/// Categories of one pagemap entry; `None` when there is nothing to tell. `zero`: the frame of the page
+/// of zeros, if known.
+fn entry_categories(entry: u64, zero: u64) -> Option<PageIs> {
     let bit = |n: u32, is: PageIs| if entry & (1 << n) != 0 { is } else { PageIs::empty() };
     if entry & (3 << 62) == 0 {
-        return None;
+        return (entry & (1 << 55) != 0).then_some(PageIs::SOFT_DIRTY);
     }
     let mut is = bit(63, PageIs::PRESENT) | bit(62, PageIs::SWAPPED) | bit(61, PageIs::FILE);
     is |= bit(58, PageIs::GUARD) | bit(55, PageIs::SOFT_DIRTY);
     if entry & (1 << 57) == 0 {
         is |= PageIs::WRITTEN;
+    }
+    if zero != 0 && is.contains(PageIs::PRESENT) && entry & FRAME == zero {
+        is |= PageIs::PFNZERO;
     }
     Some(is)
 }
@@ -245,6 +275,8 @@ mod tests {
             // SAFETY: a new mapping wherever the kernel likes.
             let base = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
             assert_ne!(base, libc::MAP_FAILED);
+            // SAFETY: our own mapping. Pages are counted, so none may be huge (EINVAL where there are none).
+            unsafe { libc::madvise(base, len, libc::MADV_NOHUGEPAGE) };
             let range = AddrRange::new(base as u64, base as u64 + len as u64);
             (Pagemap::open(std::process::id() as i32).unwrap(), Self { base: base.cast(), range })
         }
@@ -252,6 +284,11 @@ mod tests {
             assert!(page * PAGE < self.range.len());
             // SAFETY: inside our own mapping.
             unsafe { self.base.add((page * PAGE) as usize).write_volatile(1) };
+        }
+        fn read(&self, page: u64) {
+            assert!(page * PAGE < self.range.len());
+            // SAFETY: inside our own mapping.
+            unsafe { self.base.add((page * PAGE) as usize).read_volatile() };
         }
     }
 
@@ -264,18 +301,32 @@ mod tests {
 
     #[test]
     fn scan_and_entries_agree_on_populated_pages() {
-        assert!(has_scan(), "PAGEMAP_SCAN is missing: the kernel is older than 6.7");
         let (map, fresh) = Fresh::new(3 << 20);
         let range = fresh.range;
         for page in [1, 2, 3, 100, 511, 512, 600] {
             fresh.touch(page);
         }
-        let query =
-            Query { anyof: PageIs::PRESENT | PageIs::SWAPPED, ret: PageIs::PRESENT, ..Query::default() };
+        fresh.read(700);
+        let query = Query {
+            invert: PageIs::PFNZERO,
+            mask: PageIs::PFNZERO,
+            anyof: PageIs::PRESENT | PageIs::SWAPPED,
+            ret: PageIs::PRESENT,
+            ..Query::default()
+        };
+        let (mut read, mut zero) = (Vec::new(), Vec::new());
+        map.entries(range, |r| match r.is {
+            is if is.contains(PageIs::PFNZERO) => zero.push(r.range),
+            is if is.contains(PageIs::PRESENT) => read.push(r.range),
+            _ => {}
+        })
+        .unwrap();
         let mut scanned = Vec::new();
-        map.scan(range, &query, |r| scanned.push(r.range)).unwrap();
-        let mut read = Vec::new();
-        map.entries(range, |r| read.push(r.range)).unwrap();
+        if has_scan() {
+            map.scan(range, &query, |r| scanned.push(r.range)).unwrap();
+        } else {
+            scanned.clone_from(&read);
+        }
         let pages = |v: &[AddrRange]| -> Vec<u64> {
             v.iter()
                 .flat_map(|r| (r.start..r.end).step_by(PAGE as usize))
@@ -284,10 +335,14 @@ mod tests {
         };
         assert_eq!(pages(&scanned), pages(&read));
         assert_eq!(pages(&scanned), [1, 2, 3, 100, 511, 512, 600]);
+        assert_eq!(pages(&zero), [700]);
     }
 
     #[test]
     fn more_regions_than_the_buffer_holds() {
+        if !has_scan() {
+            return; // a kernel before 6.7: nothing to try
+        }
         let (map, fresh) = Fresh::new(32 << 20);
         let range = fresh.range;
         let count = (range.len() / PAGE / 2) as usize;
@@ -303,6 +358,9 @@ mod tests {
 
     #[test]
     fn protecting_unregistered_memory_is_eperm() {
+        if !has_scan() {
+            return; // a kernel before 6.7: nothing to try
+        }
         let (map, fresh) = Fresh::new(4 << 20);
         let range = fresh.range;
         fresh.touch(3);
@@ -318,11 +376,13 @@ mod tests {
 
     #[test]
     fn soft_dirty_bits_of_an_entry() {
-        assert_eq!(entry_categories(0), None);
-        assert_eq!(entry_categories(1 << 55), None);
-        let is = entry_categories(1 << 63 | 1 << 55 | 1 << 57).unwrap();
+        assert_eq!(entry_categories(0, 0), None);
+        assert_eq!(entry_categories(1 << 55, 0), Some(PageIs::SOFT_DIRTY));
+        let is = entry_categories(1 << 63 | 1 << 55 | 1 << 57, 0).unwrap();
         assert_eq!(is, PageIs::PRESENT | PageIs::SOFT_DIRTY);
-        let is = entry_categories(1 << 62 | 1 << 58).unwrap();
+        let is = entry_categories(1 << 63 | 1 << 57 | 77, 77).unwrap();
+        assert_eq!(is, PageIs::PRESENT | PageIs::PFNZERO);
+        let is = entry_categories(1 << 62 | 1 << 58, 77).unwrap();
         assert_eq!(is, PageIs::SWAPPED | PageIs::GUARD | PageIs::WRITTEN);
     }
 }

@@ -51,6 +51,54 @@ pub fn core_cookie(tid: i32) -> u64 {
     if ret == 0 { cookie } else { 0 }
 }
 
+/// Sets the scheduling attributes of a thread, 0 = the caller's (sched_setattr(2)). EPERM: no CAP_SYS_NICE, or a control
+/// group without real-time share.
+pub fn set_attributes(tid: i32, attr: &SchedAttr) -> Result<(), Errno> {
+    let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..*attr };
+    // SAFETY: the kernel reads the 56 bytes `attr` says it has.
+    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attr, 0) }).map(drop)
+}
+
+/// `SCHED_FLAG_RESET_ON_FORK`.
+const RESET_ON_FORK: u64 = 1;
+
+/// What a thread is that goes before all ordinary ones.
+fn first(inherited: bool) -> SchedAttr {
+    let flags = if inherited { 0 } else { RESET_ON_FORK };
+    SchedAttr { policy: libc::SCHED_RR as u32, flags, priority: 1, ..SchedAttr::default() }
+}
+
+/// Lets thread `tid` go before all ordinary ones; the threads and processes it makes, too. Where that is not allowed
+/// nothing changes.
+pub fn hurry(tid: i32) {
+    let _ = set_attributes(tid, &first(true));
+}
+
+/// The calling thread goes before all ordinary ones while this lives: for the moments in which a pod stands still, which
+/// must not last longer because the host is busy. Where that is not allowed nothing changes.
+#[derive(Debug)]
+pub struct Haste {
+    before: Option<SchedAttr>,
+    /// It is the thread's own.
+    local: std::marker::PhantomData<*const ()>,
+}
+
+impl Haste {
+    /// From here on. `inherited`: threads and processes made meanwhile are hasty, too, for ever.
+    pub fn begin(inherited: bool) -> Self {
+        let before = attributes(0).ok().filter(|_| set_attributes(0, &first(inherited)).is_ok());
+        Self { before, local: std::marker::PhantomData }
+    }
+}
+
+impl Drop for Haste {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = set_attributes(0, before);
+        }
+    }
+}
+
 /// I/O priority of a thread (ioprio_get(2)): class in the upper bits, 0 if never set. ESRCH: gone.
 pub fn ioprio(tid: i32) -> Result<i32, Errno> {
     const IOPRIO_WHO_PROCESS: i32 = 1;
@@ -85,6 +133,18 @@ pub fn robust_list(tid: i32) -> Result<(u64, u64), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn haste_ends() {
+        let before = attributes(0).unwrap();
+        {
+            let _haste = Haste::begin(false);
+            let now = attributes(0).unwrap();
+            let allowed = set_attributes(0, &first(false)).is_ok();
+            assert_eq!((now.policy, now.flags), if allowed { (2, 1) } else { (before.policy, before.flags) });
+        }
+        assert_eq!(attributes(0).unwrap(), before);
+    }
 
     #[test]
     fn what_chrt_taskset_and_ionice_say() {

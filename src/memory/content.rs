@@ -163,20 +163,21 @@ pub(super) fn populated(
         return map.scan(range, &populated_query(class), each);
     }
     map.entries(range, |r| {
-        let files = class == Class::Cow && r.is.contains(PageIs::FILE);
-        if !files && !r.is.contains(PageIs::GUARD) {
+        let content = r.is.intersects(PageIs::PRESENT | PageIs::SWAPPED);
+        if content && !r.is.intersects(PageIs::GUARD | PageIs::PFNZERO | PageIs::FILE) {
             each(r);
         }
     })
 }
 
-/// Pages of the process's private mappings that have content. On kernels without `PAGEMAP_SCAN` the page of zeros
-/// counts (the reader finds it to be zero).
+/// Pages of the process's private mappings that have content.
 /// Errors: `Gone`, `Open`, `Scan`.
 pub fn content_pages(host_pid: i32, layout: &MmLayout) -> Result<PageSet, Error> {
     let map = open_pagemap(host_pid)?;
     let mut found = PageSet::new();
-    for (class, range) in scan_groups(layout, u64::MAX) {
+    // Without the ioctl a gap costs as much as memory does.
+    let limit = if pagemap::has_scan() { u64::MAX } else { 0 };
+    for (class, range) in scan_groups(layout, limit) {
         if matches!(class, Class::Anon | Class::Cow) {
             populated(&map, class, range, |r| found.insert(r.range))
                 .map_err(|e| scan_error(host_pid, range, e))?;

@@ -131,7 +131,7 @@ fn filling() {
 
 #[test]
 fn rounds() {
-    use super::dirty::{MakeUserfaultfd, Tracker, View, Way};
+    use super::dirty::{MakeUserfaultfd, Tracker, View};
     struct Asked<'a>(&'a mut Writer);
     impl MakeUserfaultfd for Asked<'_> {
         fn userfaultfd(&mut self, _: i32) -> Result<std::os::fd::OwnedFd, Error> {
@@ -145,7 +145,9 @@ fn rounds() {
     let mut w = Writer::start();
     let range = w.map(0, size / PAGE);
     w.run(&format!("set {} {size} 1", range.start));
-    let mut tracker = Tracker::by(Way::WpAsync);
+    let way = Tracker::new().unwrap().way();
+    let mut tracker = Tracker::by(way);
+    println!("by {}", way.name());
     let (mm, pid) = (MmId(w.pid()), w.pid());
     tracker.watch(mm, pid, &mut Asked(&mut w)).unwrap();
     let layouts = [w.layout()];
@@ -165,7 +167,7 @@ fn rounds() {
     round("round, up to 4000 single pages", PAGE);
     w.run(&format!("set {} {} 3", range.start, 16 << 20));
     round("round, 16 MiB in a row", 16 << 20);
-    rate("end of tracking", size, best(1, || tracker = Tracker::by(Way::WpAsync)));
+    rate("end of tracking", size, best(1, || tracker = Tracker::by(way)));
 }
 
 #[test]
@@ -192,6 +194,11 @@ fn scans() {
             assert_eq!(seen, size);
         }),
     );
+    let pid = w.pid();
+    rate("clear_refs", size, best(1, || crate::kernel::pagemap::clear_soft_dirty(pid).unwrap()));
+    if !crate::kernel::pagemap::has_scan() {
+        return;
+    }
     let uffd = w.run(&format!("uffd {}", crate::kernel::uffd::FLAGS));
     let uffd = crate::kernel::uffd::Uffd::adopt(w.borrow(&uffd)).unwrap();
     rate("register", size, best(1, || uffd.register(range).unwrap()));

@@ -40,6 +40,7 @@ impl Pair {
         std::fs::write(file.path(), vec![b'f'; 20 * PAGE as usize]).unwrap();
         let make = |full: bool| {
             let mut w = Writer::start();
+            w.run("small"); // pages are counted
             for (page, pages) in [(0, 1000), (2000, 16), (2100, 16), (2200, 600)] {
                 w.map(page, pages);
             }
@@ -56,7 +57,7 @@ impl Pair {
                 w.fill(at(2000, 16), 3);
                 w.fill(at(2100, 16), 4);
                 w.fill(at(2200, 600), 5);
-                w.run(&format!("advise {} {} 102", at(2300, 3).start, 3 * PAGE)); // MADV_GUARD_INSTALL
+                w.run(&format!("guard {} {}", at(2300, 3).start, 3 * PAGE));
                 w.fill(at(3003, 2), 6);
                 w.fill(at(3010, 1), 0);
                 w.fill(at(4002, 5), 9);

@@ -9,23 +9,26 @@
 //! 5. send the pages and the state; the target builds meanwhile;
 //! 6. `Prepared` → commit on disk → `Commit`. The point of no return.
 
+use super::facts;
 use super::live::{self, Precopy};
 use super::pace::Pace;
+use super::point;
 use super::report::Outcome;
 use super::resolve;
 use super::sink::Sink;
-use super::source::{LOG_TAIL, Mover, out_of_turn, pass_commit_point, tail};
+use super::source::{LOG_TAIL, Mover, out_of_turn, tail};
 use super::verify::{self, Digests};
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks};
 use crate::image::record::{NetFrame, Record};
 use crate::kernel::errno_text;
+use crate::kernel::sched::Haste;
 use crate::memory::Reader;
 use crate::memory::feed::Feed;
 use crate::memory::reader::all_content;
 use crate::net::{Capture, Engaged};
-use crate::pod::moving;
+use crate::pod::moving::{self, Stage};
 use crate::state::Tree;
 use crate::state::mm::MmId;
 use crate::state::source::Source;
@@ -54,10 +57,19 @@ impl Mover<'_> {
         sent: &Tree,
         mut pre: Option<&mut Precopy>,
     ) -> Result<Capture, Failure> {
-        self.stage("stop-and-copy")?;
+        if pre.is_none() {
+            let bytes_left = facts::resident(&self.cgroup);
+            self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
+        }
         let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
         self.watch.lap("capture");
+        // With the memory copied ahead, little is left: no busy host may make it long. A long copy takes its turn.
+        let warm = pre.is_none();
+        if !warm {
+            self.sink.record(&Record::Frozen)?;
+        }
+        let mut haste = Haste::begin(true);
         self.held = Some(Instant::now());
         if let moving::Reply::Held { since_ns } = self.ask(moving::Request::Hold)? {
             capture.since(Engaged { since: UNIX_EPOCH + Duration::from_nanos(since_ns) });
@@ -78,9 +90,14 @@ impl Mover<'_> {
         if changed {
             self.sink.record(&Record::Tree(Box::new(tree.clone())))?;
         }
-        let mut feed = match &mut pre {
+        let feed = match &mut pre {
             Some(pre) => self.last_round(source, pre, &tree, &pids)?,
-            None => read_all(source, &tree, &pids)?,
+            None => {
+                drop(haste);
+                let feed = read_all(source, &tree, &pids)?;
+                haste = Haste::begin(true);
+                feed
+            }
         };
         self.watch.lap("scan");
         let client = &mut self.client;
@@ -97,13 +114,19 @@ impl Mover<'_> {
         self.report.connections.lost = snapshot.lost as u64;
         self.report.warnings.extend(snapshot.warnings);
         self.watch.lap("collect");
-        if changed
-            && !self.built()?
-            && let Some(pre) = pre
-        {
-            feed = self.whole_again(source, pre, &tree, &pids)?;
+        let again = match pre {
+            Some(pre) if changed => self.lost_again(source, pre, &tree, &pids)?,
+            None if changed => self.built().map(|_| None)?,
+            _ => None,
+        };
+        if warm {
+            drop(haste);
         }
         self.send_pages(&feed, None)?;
+        if let Some(again) = again {
+            self.send_pages(&again, None)?;
+        }
+        let _haste = Haste::begin(true);
         self.watch.lap("pages");
         // The monitor emptied the output pipes into the log when it was told of the freeze.
         let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
@@ -125,6 +148,7 @@ impl Mover<'_> {
     /// Sends what the feed reads, at the pace given.
     pub(super) fn send_pages(&mut self, feed: &Feed, mut pace: Option<&mut Pace>) -> Result<(), Failure> {
         let mut head = Vec::new();
+        self.progress.begin(feed.total_bytes(), self.sink.sent());
         while let Some(chunk) = feed.next() {
             let chunk = chunk?;
             if let Some(pace) = &mut pace {
@@ -138,6 +162,7 @@ impl Mover<'_> {
             self.sink.pages(&head, chunk.data())?;
             self.pages.0 += 1;
             self.pages.1 += (head.len() + chunk.data().len()) as u64;
+            self.went(chunk.runs.iter().map(|r| r.len).sum())?;
             for run in &chunk.runs {
                 let pages = run.len / PAGE;
                 if run.zero {
@@ -159,8 +184,9 @@ impl Mover<'_> {
     }
 
     fn commit_to_peer(&mut self, capture: &mut Capture) -> Result<(), Failure> {
+        let haste = Haste::begin(true);
         self.sink.channel()?.message(&Message::Seal)?;
-        match self.sink.channel()?.expect(self.order.timeout)? {
+        match self.sink.channel()?.expect(self.order.patience())? {
             Message::Prepared { stages } => self.report.add_stages(&stages),
             other => return Err(out_of_turn(self.sink.channel()?, &other)),
         }
@@ -170,7 +196,9 @@ impl Mover<'_> {
         }
         let frames = frames(capture)?;
         self.sink.record(&Record::Frames(frames))?;
-        pass_commit_point();
+        if !point::pass() {
+            return Err(self.cancelled());
+        }
         self.ask(moving::Request::Commit)?;
         self.watch.lap("journal");
         // From here nothing may be taken back on our own account: every way out is the target's word, or doubt.
@@ -187,6 +215,7 @@ impl Mover<'_> {
         self.report.frozen_us = us(self.frozen);
         self.report.downtime_us = us(self.held);
         self.watch.lap("activated");
+        drop(haste);
         // If the monitor was killed, its frozen copy must not stay.
         let settled = self.ask(moving::Request::Settle(decision)).or_else(|_| {
             resolve::settle(self.store, &self.pod.spec.id, decision).map(|()| moving::Reply::Done)
@@ -215,9 +244,13 @@ impl Mover<'_> {
         }
     }
 
+    fn cancelled(&self) -> Failure {
+        Failure::new(Kind::BeforeCommit, self.name(), "the move was cancelled")
+    }
+
     /// The target compares the hashes of all memory with its own.
     fn compare(&mut self, digests: Digests) -> Result<(), Failure> {
-        let timeout = self.order.timeout;
+        let timeout = self.order.patience();
         let channel = self.sink.channel()?;
         channel.message(&Message::Digest(digests))?;
         match channel.expect(timeout)? {
@@ -304,6 +337,10 @@ impl Mover<'_> {
         let (page_frames, page_bytes) = self.pages;
         self.sink.record(&Record::End { page_frames, page_bytes })?;
         self.report.bytes_sent = self.sink.sent();
+        if !point::pass() {
+            return Err(self.cancelled());
+        }
+        self.stage(Stage::named(Stage::COMMITMENT))?;
         self.sink.finish_image()?;
         self.watch.lap("sync");
         let end = if self.order.leave_running { moving::Request::Abort } else { moving::Request::Written };

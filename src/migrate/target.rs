@@ -10,10 +10,12 @@
 use super::facts;
 use super::report::Stopwatch;
 use super::verify::{self, Digests};
+use super::worker::Kept;
 use crate::base::spec::Publish;
 use crate::base::{Blocker, Failure, Kind, MoveId};
 use crate::image::check;
 use crate::image::record::{Manifest, NetFrame};
+use crate::kernel::sched::Haste;
 use crate::memory::digest::Masks;
 use crate::memory::{Chunk, Filler, Run};
 use crate::net::{self, Frame, Replayer};
@@ -85,6 +87,8 @@ pub struct Target<'s> {
     masks: Masks,
     frames: Vec<Frame>,
     log: Vec<u8>,
+    /// Since the pod stands still at the source.
+    haste: Option<Haste>,
     watch: Stopwatch,
     /// The monitor has the pod: nothing to take down.
     owned: bool,
@@ -189,6 +193,7 @@ impl<'s> Target<'s> {
             masks: Masks::new(),
             frames: Vec::new(),
             log: Vec::new(),
+            haste: None,
             watch,
             owned: false,
         };
@@ -229,7 +234,7 @@ impl<'s> Target<'s> {
     ///
     /// # Errors
     /// Files missing or different here (`Refused`), or what the kernel refuses.
-    pub fn tree(&mut self, tree: Tree) -> Result<bool, Failure> {
+    pub fn tree(&mut self, tree: Tree) -> Result<Kept, Failure> {
         check::tree(&tree).map_err(|e| e.failure("the stream"))?;
         let first = self.tree.is_none();
         let skeleton = match &self.tree {
@@ -240,7 +245,8 @@ impl<'s> Target<'s> {
             None => self.filler = Some(Filler::new(&tree, &skeleton.pids, &skeleton.objects)?),
             Some(filler) => filler.update(&tree, &skeleton.pids, &skeleton.objects)?,
         }
-        let kept = !skeleton.anew;
+        let lost = skeleton.lost.iter().map(|(mm, r)| (mm.0, r.start, r.end)).collect();
+        let kept = (!skeleton.anew, lost);
         self.skeleton = Some(skeleton);
         self.tree = Some(tree);
         self.watch.lap(if first { "skeleton" } else { "update" });
@@ -263,11 +269,19 @@ impl<'s> Target<'s> {
         Ok(())
     }
 
+    /// The pod stands still at the source: nobody on this host goes before it.
+    pub fn hurry(&mut self) {
+        if self.haste.is_none() {
+            self.haste = Some(Haste::begin(true));
+        }
+    }
+
     /// Everything but memory: threads, descriptors, signals, timers, credentials, registers.
     ///
     /// # Errors
     /// State that does not fit the tree or cannot be set here.
     pub fn state(&mut self, state: PodState) -> Result<(), Failure> {
+        self.hurry();
         self.watch.lap("pages");
         let tree = self
             .tree
@@ -364,6 +378,7 @@ impl<'s> Target<'s> {
             moving::Reply::Activated { stages } => stages,
             _ => Vec::new(),
         };
+        self.haste = None;
         self.owned = true;
         let record = self.store.get(&self.record.spec.id).ok().flatten();
         let record = record.unwrap_or_else(|| self.record.clone());

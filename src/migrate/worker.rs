@@ -32,17 +32,14 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
         Message::Reserve { move_id, manifest, publish, takeover, deadline_ms, dry_run } => {
             name = manifest.spec.name.to_string();
             let request = Request { move_id, manifest: *manifest, publish, takeover, deadline_ms, came };
-            if dry_run {
-                rehearse(&mut channel, &request)
-            } else {
-                match receive(store, &mut channel, request) {
-                    // The source knows already.
-                    Ok(Some(failure)) => return Err(failure),
-                    other => other.map(drop),
-                }
+            match receive(store, &mut channel, request, dry_run) {
+                // The source knows already.
+                Ok(Some(failure)) => return Err(failure),
+                other => other.map(drop),
             }
         }
         Message::Query { move_id, pod } => answer(store, &mut channel, &move_id, &pod),
+        Message::Check => Ok(channel.message(&Message::Checked(crate::kernel::features::all()))?),
         other => {
             Err(crate::wire::Error::Protocol { host: channel.peer.clone(), got: other.name().into() }.into())
         }
@@ -57,18 +54,17 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
     served
 }
 
-/// `--dry-run`: would we take it?
-fn rehearse(channel: &mut Channel, request: &Request) -> Result<(), Failure> {
-    Target::could_take(request)?;
-    channel.message(&Message::Reserved)?;
-    Ok(())
-}
-
 /// Takes a pod. Whatever fails before the commit takes down what was built (dropping the target does), but not before the
-/// source knows: its copy stands still meanwhile. Such a failure, once told, is returned.
-fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<Option<Failure>, Failure> {
+/// source knows: its copy stands still meanwhile. Such a failure, once told, is returned. A rehearsal is the same, and
+/// never gets to the end.
+fn receive(
+    store: &Store,
+    channel: &mut Channel,
+    request: Request,
+    rehearsal: bool,
+) -> Result<Option<Failure>, Failure> {
     let mut target = Target::reserve(store, request)?;
-    match converse(channel, &mut target) {
+    match converse(channel, &mut target, rehearsal) {
         Ok(true) => activate(store, channel, target),
         Ok(false) => {
             drop(target);
@@ -84,7 +80,7 @@ fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<Opt
 }
 
 /// What the source says up to its `Commit` (`true`) or `Abort`.
-fn converse(channel: &mut Channel, target: &mut Target<'_>) -> Result<bool, Failure> {
+fn converse(channel: &mut Channel, target: &mut Target<'_>, rehearsal: bool) -> Result<bool, Failure> {
     channel.message(&Message::Reserved)?;
     loop {
         let Some(incoming) = channel.next()? else {
@@ -97,8 +93,8 @@ fn converse(channel: &mut Channel, target: &mut Target<'_>) -> Result<bool, Fail
         match incoming {
             Incoming::Pages(body) => target.pages(body)?,
             Incoming::Record(record) => {
-                if let Some(kept) = take_record(target, *record)? {
-                    channel.message(&Message::Built { kept })?;
+                if let Some((kept, lost)) = take_record(target, *record)? {
+                    channel.message(&Message::Built { kept, lost })?;
                 }
             }
             Incoming::Message(message) => match *message {
@@ -108,11 +104,11 @@ fn converse(channel: &mut Channel, target: &mut Target<'_>) -> Result<bool, Fail
                     target.verify(&digests)?;
                     channel.message(&Message::Verified)?;
                 }
-                Message::Seal => {
+                Message::Seal if !rehearsal => {
                     let stages = target.prepare()?;
                     channel.message(&Message::Prepared { stages })?;
                 }
-                Message::Commit => return Ok(true),
+                Message::Commit if !rehearsal => return Ok(true),
                 Message::Abort => return Ok(false),
                 other => {
                     let host = channel.peer.clone();
@@ -123,8 +119,11 @@ fn converse(channel: &mut Channel, target: &mut Target<'_>) -> Result<bool, Fail
     }
 }
 
+/// Whether what was filled before a change of the tree is still in place, and where it is not all the same.
+pub(super) type Kept = (bool, Vec<(i32, u64, u64)>);
+
 /// Applies a record. After a tree, which is to be confirmed: whether what was filled before is still in place.
-pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Option<bool>, Failure> {
+pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Option<Kept>, Failure> {
     let damaged = |e: crate::image::Error| e.failure("the stream");
     match record {
         Record::Tree(tree) => {
@@ -140,7 +139,11 @@ pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Opt
             target.log(log);
             Ok(None)
         }
-        Record::Frozen | Record::End { .. } => Ok(None),
+        Record::Frozen => {
+            target.hurry();
+            Ok(None)
+        }
+        Record::End { .. } => Ok(None),
         Record::Manifest(_) => Err(damaged(crate::image::Error::Damaged("a second manifest".into()))),
     }
 }

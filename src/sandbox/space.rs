@@ -53,6 +53,17 @@ pub fn set_clocks(clocks: Clocks) -> Result<(), Error> {
     fs::write("/proc/self/timens_offsets", text).map_err(Error::io("set the clocks"))
 }
 
+/// Children are born with the caller's own clocks again. Kernels before 6.2 refuse threads to a process whose children
+/// would have others. Single-threaded callers only.
+///
+/// # Errors
+/// `/proc` is not there, or EPERM.
+pub fn own_clocks() -> Result<(), Error> {
+    let own = fs::File::open("/proc/self/ns/time").map_err(Error::io("open /proc/self/ns/time"))?;
+    nix::sched::setns(own, CloneFlags::from_bits_retain(NEWTIME))
+        .map_err(|errno| Error::Space { what: "go back to the host's clocks", errno })
+}
+
 impl Space {
     /// The namespaces to be made with the process (all but cgroup and time, which come separately).
     pub fn flags(&self) -> u64 {

@@ -196,7 +196,8 @@ impl Channel {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let left =
-                PollTimeout::try_from(left.as_millis().min(1 << 30) as i32).unwrap_or(PollTimeout::MAX);
+                // Rounded up: else the last millisecond would be a busy one.
+                PollTimeout::try_from(left.as_micros().div_ceil(1000).min(1 << 30) as i32).unwrap_or(PollTimeout::MAX);
             let mut fds = [PollFd::new(self.transport.fd(), PollFlags::POLLIN)];
             match poll(&mut fds, left) {
                 Ok(n) => return Ok(n > 0),

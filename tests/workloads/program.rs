@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+mod churn;
 mod creds;
 mod events;
 mod files;
@@ -50,6 +51,7 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
 }
 
 const KINDS: &[(&str, fn())] = &[
+    ("churn", churn::run),
     ("creds", creds::run),
     ("events", events::run),
     ("files", files::run),

@@ -3,7 +3,7 @@
 //! entry, so it costs by the memory resident.
 
 use super::shared::{Mapping, Touch};
-use super::{MakeUserfaultfd, MmLook, Watch};
+use super::{MakeUserfaultfd, MmLook, Objects, Watch};
 use crate::base::AddrRange;
 use crate::kernel::pagemap::{self, PageIs, Pagemap, Query, Region};
 use crate::memory::content::{self, Class, class};
@@ -61,9 +61,15 @@ impl Watch for SoftDirty {
         Ok(())
     }
 
-    fn look(&mut self, layout: &MmLayout, _: bool) -> Result<Option<MmLook>, Error> {
+    fn look(
+        &mut self,
+        layout: &MmLayout,
+        _: &PageSet,
+        objects: &Objects,
+        _: bool,
+    ) -> Result<Option<MmLook>, Error> {
         let Some(watched) = self.watched.get_mut(&layout.mm) else { return Ok(None) };
-        let found = match watched.look(layout) {
+        let found = match watched.look(layout, objects) {
             Ok(found) => found,
             Err((_, Errno::ESRCH)) => {
                 self.watched.remove(&layout.mm);
@@ -86,7 +92,7 @@ impl Watch for SoftDirty {
 }
 
 impl Watched {
-    fn look(&self, layout: &MmLayout) -> Result<MmLook, (AddrRange, Errno)> {
+    fn look(&self, layout: &MmLayout, objects: &Objects) -> Result<MmLook, (AddrRange, Errno)> {
         let mut out = MmLook::default();
         out.look.mapped = content::private_ranges(layout);
         out.look.filed = content::cow_ranges(layout);
@@ -103,14 +109,17 @@ impl Watched {
                     out.look.absent.add(&PageSet::from_iter([vma.range]).subtract(&there));
                 }
                 Class::Object { object, offset } => {
-                    let mut dirty = PageSet::new();
-                    let written = |r: Region| {
-                        if r.is.contains(PageIs::SOFT_DIRTY) {
+                    let mut clean = PageSet::new();
+                    let unwritten = |r: Region| {
+                        if r.is.contains(PageIs::PRESENT) && !r.is.contains(PageIs::SOFT_DIRTY) {
                             let start = r.range.start - vma.range.start + offset;
-                            dirty.insert(AddrRange::new(start, start + r.range.len()));
+                            clean.insert(AddrRange::new(start, start + r.range.len()));
                         }
                     };
-                    self.each(class, vma.range, written).map_err(fail)?;
+                    self.each(class, vma.range, unwritten).map_err(fail)?;
+                    let window = AddrRange::new(offset, offset + vma.range.len());
+                    let data = objects.get(&object).map(|o| o.data.within(window)).unwrap_or_default();
+                    let dirty = data.subtract(&clean);
                     let writable = vma.flags.contains(VmaFlags::WRITE);
                     let (mm, generation) = (layout.mm, self.generation);
                     let mapping = Mapping { mm, generation, range: vma.range, offset, writable };
@@ -130,7 +139,7 @@ impl Watched {
                 invert: file,
                 mask: file,
                 anyof: PageIs::PRESENT | PageIs::SWAPPED,
-                ret: PageIs::SOFT_DIRTY | PageIs::PFNZERO | guard,
+                ret: PageIs::PRESENT | PageIs::SOFT_DIRTY | PageIs::PFNZERO | guard,
                 protect: false,
             };
             return self.map.scan(range, &query, each);

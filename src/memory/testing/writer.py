@@ -144,6 +144,13 @@ def run(words):
         check(libc.mprotect(*args))
     elif op == "advise":
         check(libc.madvise(*args))
+    elif op == "small":  # no huge pages from here on: PR_SET_THP_DISABLE
+        check(libc.prctl(41, 1, 0, 0, 0))
+    elif op == "guard":  # ADDR LEN: MADV_GUARD_INSTALL, on kernels without it MADV_DONTNEED (the same for content)
+        if libc.madvise(args[0], args[1], 102):
+            check(libc.madvise(args[0], args[1], 4))
+    elif op == "unguard":  # MADV_GUARD_REMOVE
+        libc.madvise(args[0], args[1], 103)
     elif op == "fill":
         fill(*args)
     elif op == "touch":  # ADDR: one byte

@@ -146,7 +146,8 @@ impl LivePod {
             .set_limits(&spec.limits)
             .map_err(group_failure)
             .and_then(|()| space::set_clocks(clocks).map_err(Failure::from))
-            .and_then(|()| Self::bear(&space, &cgroup));
+            .and_then(|()| Self::bear(&space, &cgroup))
+            .and_then(|born| space::own_clocks().map(|()| born).map_err(Failure::from));
         match made {
             Ok((init, socket)) => Self::with_netns(init, socket, cgroup, clocks),
             Err(f) => {

@@ -2,6 +2,7 @@
 
 use super::{Arrival, Reply, Request, late_locks};
 use crate::base::{Decision, MoveId};
+use crate::kernel::sched::Haste;
 use crate::net::{Announcer, Frame, Hold, Replayer};
 use crate::pod::decisions::Decisions;
 use crate::pod::monitor::{ConnId, Monitor, Started};
@@ -30,6 +31,8 @@ pub struct Incoming {
     frames: Vec<Frame>,
     /// Opened before the commit, dropped when there is time: both cost more than what they do.
     doors: Option<Doors>,
+    /// From the last preparations to the thaw.
+    haste: Option<Haste>,
     stages: Vec<(String, u64)>,
 }
 
@@ -95,6 +98,7 @@ fn arrive(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, deadline_ms: u64
         cmd: None,
         frames: Vec::new(),
         doors: None,
+        haste: None,
         stages: Vec::new(),
     });
     monitor.wake_at(deadline);
@@ -125,6 +129,7 @@ fn prepared(monitor: &mut Monitor, arrival: Arrival) -> Result<Reply, String> {
     if let Some(incoming) = &mut monitor.moving.arrival {
         incoming.arrival = Some(arrival);
         incoming.cmd = cmd;
+        incoming.haste = Some(Haste::begin(false));
         incoming.doors = Some(Doors { hold, replayer, announcer });
     }
     match event(monitor, TargetEvent::Prepared)? {
@@ -255,10 +260,9 @@ fn activate(monitor: &mut Monitor) {
         open(monitor, doors);
     }
     lap(monitor, &mut incoming.stages, "link");
-    for (fd, (reuseaddr, push)) in incoming.sockets.drain(..) {
-        if let Err(e) = fds::activate(&fd, reuseaddr, push) {
-            monitor.complain(&format!("a connection could not be switched on: {e}"));
-        }
+    let sockets = std::mem::take(&mut incoming.sockets);
+    for e in fds::activate_all(&sockets) {
+        monitor.complain(&format!("a connection could not be switched on: {e}"));
     }
     if let Some(arrival) = &incoming.arrival {
         place_socket_files(monitor, arrival);
@@ -274,6 +278,9 @@ fn activate(monitor: &mut Monitor) {
         monitor.complain(&format!("not thawed: {e}"));
     }
     lap(monitor, &mut incoming.stages, "thaw");
+    incoming.haste = None;
+    // Closed only now: each costs time.
+    drop(sockets);
     if let Some(arrival) = &incoming.arrival {
         monitor.settle_in(arrival, incoming.cmd.take());
     }

@@ -1,12 +1,15 @@
 //! The source's side: the hold, the sockets and the freezer are given back when the mover goes; after `Commit` only
 //! the target's record counts.
 
-use super::{Reply, Request};
+use super::{Reply, Request, Stage};
 use crate::base::MoveId;
 use crate::freeze::{self, PodTasks};
+use crate::kernel::clone;
+use crate::kernel::pidfd::PidFd;
+use crate::kernel::sched::Haste;
 use crate::net::Hold;
 use crate::pod::monitor::{ConnId, LivePod, Monitor};
-use crate::pod::store::{MoveMark, Status};
+use crate::pod::store::{MoveMark, Record, StagedRecord, Status};
 use crate::policy::handover::{Source, SourceAction, SourceEvent, source};
 use crate::state::inet::collect::{self as inet, RepairedSocket};
 use std::os::fd::AsFd;
@@ -15,6 +18,10 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// Between two questions to a target that does not answer.
 const AGAIN: Duration = Duration::from_millis(300);
+/// How long a mover may take to end when the move is cancelled.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Tells a mover that its move is cancelled (it dies of it if it does not know better).
+pub const CANCEL: i32 = libc::SIGUSR1;
 
 /// What is to be taken back, and how far the move is.
 pub struct Guard {
@@ -26,6 +33,21 @@ pub struct Guard {
     repaired: Vec<RepairedSocket>,
     asking: Option<Child>,
     ask_at: Option<Instant>,
+    /// What the commit will write down, on disk already.
+    staged: Option<StagedRecord>,
+    /// From the hold on, until the mover is done.
+    haste: Option<Haste>,
+    /// The mover's process.
+    mover: Option<PidFd>,
+    cancel: Option<Cancel>,
+}
+
+/// Somebody wants the move to end before its commit.
+struct Cancel {
+    /// Who waits for that.
+    waiting: Vec<ConnId>,
+    /// When a mover that does not end by itself is killed.
+    kill_at: Instant,
 }
 
 impl Guard {
@@ -35,6 +57,7 @@ impl Guard {
     }
 }
 
+const TOO_LATE: &str = "it is too late to cancel: the move has passed its commit point";
 const STRANGER: &str = "this connection is not moving the pod";
 
 fn owns(monitor: &Monitor, conn: ConnId) -> bool {
@@ -51,6 +74,13 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
         };
         return monitor.answer_move(conn, reply.unwrap_or_else(Reply::Denied), Vec::new());
     }
+    if matches!(request, Request::Cancel) {
+        if let Err(reason) = cancel(monitor, conn) {
+            monitor.answer_move(conn, Reply::Denied(reason), Vec::new());
+        }
+        return;
+    }
+    let repairing = matches!(request, Request::Repairing(_));
     let outcome = match request {
         Request::Begin { move_id, to } => begin(monitor, conn, move_id, to),
         Request::Settle(decision) => event(monitor, SourceEvent::Verdict(decision)).map(|_| ()),
@@ -58,7 +88,7 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
         Request::Abort if monitor.moving.guard.is_none() => Ok(()),
         _ if !owns(monitor, conn) => Err(STRANGER.to_owned()),
         Request::Stage(stage) => {
-            monitor.moving.stage = Some(stage);
+            monitor.set_stage(Some(stage));
             Ok(())
         }
         Request::Repairing(sockets) => {
@@ -67,10 +97,18 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
             }
             Ok(())
         }
+        // Cancelled in time: the mover is on its way out, or hears it now.
+        Request::Commit if monitor.moving.guard.as_ref().is_some_and(|g| g.cancel.is_some()) => {
+            let _ = event(monitor, SourceEvent::Abort);
+            Err("the move was cancelled".to_owned())
+        }
         Request::Commit => agreed(event(monitor, SourceEvent::Commit)),
         Request::Abort => agreed(event(monitor, SourceEvent::Abort)),
         Request::Written => {
-            monitor.moving.guard = None;
+            let guard = monitor.moving.guard.take();
+            for waiting in guard.and_then(|g| g.cancel).into_iter().flat_map(|c| c.waiting) {
+                monitor.answer_move(waiting, Reply::Denied(TOO_LATE.to_owned()), Vec::new());
+            }
             depart(monitor, Status::Checkpointed, None);
             Ok(())
         }
@@ -78,6 +116,16 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
     };
     let reply = outcome.map_or_else(Reply::Denied, |()| Reply::Done);
     monitor.answer_move(conn, reply, Vec::new());
+    if repairing {
+        stage(monitor);
+    }
+}
+
+/// While the mover reads sockets: the record of the commit is written, so that the commit is but a rename.
+fn stage(monitor: &mut Monitor) {
+    let Some(guard) = &mut monitor.moving.guard else { return };
+    // Should it fail, the commit writes it.
+    guard.staged = monitor.store.stage(&doubtful(&monitor.record, guard)).ok();
 }
 
 fn agreed(outcome: Result<bool, String>) -> Result<(), String> {
@@ -101,13 +149,37 @@ fn begin(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, to: String) -> Re
         machine,
         conn: Some(conn),
         move_id,
-        to,
+        to: to.clone(),
         hold: None,
         repaired: Vec::new(),
         asking: None,
         ask_at: None,
+        mover: monitor.caller(conn),
+        cancel: None,
+        staged: None,
+        haste: None,
     };
     monitor.moving.guard = Some(guard);
+    monitor.set_stage(Some(Stage { to, ..Stage::named("pre-migration") }));
+    Ok(())
+}
+
+/// Ends a move before its commit: the mover is told, and everything is taken back when it is gone. Only then is
+/// anybody answered, so that the pod runs when `cancel` returns.
+fn cancel(monitor: &mut Monitor, conn: ConnId) -> Result<(), String> {
+    let Some(guard) = &mut monitor.moving.guard else { return Err("it is not being moved".to_owned()) };
+    // An image has its commit point where its file gets its name: the mover says so by its stage.
+    let committing = monitor.moving.stage.as_ref().is_some_and(|s| s.stage == Stage::COMMITMENT);
+    if committing || !matches!(guard.machine, Source::Moving { .. }) {
+        return Err(TOO_LATE.to_owned());
+    }
+    let at = Instant::now() + PATIENCE;
+    guard.cancel.get_or_insert_with(|| Cancel { waiting: Vec::new(), kill_at: at }).waiting.push(conn);
+    if let Some(mover) = &guard.mover {
+        // Gone already: its connection closes.
+        let _ = clone::pidfd_signal(mover, CANCEL);
+    }
+    monitor.wake_at(at);
     Ok(())
 }
 
@@ -118,6 +190,7 @@ fn hold(monitor: &mut Monitor) -> Result<Reply, String> {
     let engaged = hold.engage().map_err(|e| e.to_string())?;
     if let Some(guard) = &mut monitor.moving.guard {
         guard.hold = Some(hold);
+        guard.haste = Some(Haste::begin(false));
     }
     let since = engaged.since.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Reply::Held { since_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) })
@@ -183,16 +256,26 @@ fn wake(pod: &LivePod) -> Result<(), String> {
 /// Writes the commit to disk. If that fails nothing was committed: the machine goes back.
 fn journal(monitor: &mut Monitor) -> Result<(), String> {
     let Some(guard) = &mut monitor.moving.guard else { return Ok(()) };
-    let mut record = monitor.record.clone();
-    record.status = Status::InDoubt;
-    record.moved_to = Some(guard.to.clone());
-    record.moving = Some(MoveMark { move_id: guard.move_id.clone(), to: guard.to.clone() });
-    if let Err(e) = monitor.store.save(&record) {
+    let record = doubtful(&monitor.record, guard);
+    let saved = match guard.staged.take() {
+        Some(staged) if *staged.record() == record => staged.place(),
+        _ => monitor.store.save(&record),
+    };
+    if let Err(e) = saved {
         guard.machine = Source::Moving { frozen: true };
         return Err(format!("the commit could not be written down: {e}"));
     }
     monitor.record = record;
     Ok(())
+}
+
+/// The pod's record once the commit is written down.
+fn doubtful(record: &Record, guard: &Guard) -> Record {
+    let mut record = record.clone();
+    record.status = Status::InDoubt;
+    record.moved_to = Some(guard.to.clone());
+    record.moving = Some(MoveMark { move_id: guard.move_id.clone(), to: guard.to.clone() });
+    record
 }
 
 /// Sockets out of repair, hold lifted, then thaw: a program that ran on with its sockets in repair would write into
@@ -217,7 +300,10 @@ fn undo(monitor: &mut Monitor) {
     }
     end_asking(&mut guard);
     monitor.let_input_in();
-    monitor.moving.stage = None;
+    monitor.set_stage(None);
+    for conn in guard.cancel.into_iter().flat_map(|c| c.waiting) {
+        monitor.answer_move(conn, Reply::Done, Vec::new());
+    }
     if monitor.record.status == Status::InDoubt {
         monitor.record.moved_to = None;
         monitor.record.moving = None;
@@ -271,6 +357,7 @@ pub fn closed(monitor: &mut Monitor, conn: ConnId) {
         && guard.conn == Some(conn)
     {
         guard.conn = None;
+        guard.haste = None;
         let _ = event(monitor, SourceEvent::MoverGone);
     }
 }
@@ -278,6 +365,15 @@ pub fn closed(monitor: &mut Monitor, conn: ConnId) {
 /// Has the resolver ended without an answer? Then again, a little later.
 pub fn tick(monitor: &mut Monitor) {
     let Some(guard) = &mut monitor.moving.guard else { return };
+    if let Some(cancel) = &guard.cancel {
+        if Instant::now() >= cancel.kill_at {
+            let _ = guard.mover.as_ref().map(|m| clone::pidfd_signal(m, libc::SIGKILL));
+        } else {
+            let at = cancel.kill_at;
+            monitor.wake_at(at);
+        }
+        return;
+    }
     if let Some(child) = &mut guard.asking {
         if matches!(child.try_wait(), Ok(Some(_)) | Err(_)) {
             guard.asking = None;

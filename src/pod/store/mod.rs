@@ -209,6 +209,23 @@ impl Store {
         write_atomic(&path, &text).map_err(io_error("write", &path))
     }
 
+    /// Writes a record to disk without giving it its place: [`StagedRecord::place`] does that, and little else.
+    pub fn stage(&self, record: &Record) -> Result<StagedRecord, Error> {
+        let path = self.places.record(&record.spec.id);
+        let text = serde_json::to_vec_pretty(record)
+            .map_err(|e| Error::Damaged { path: path.clone(), reason: e.to_string() })?;
+        let temp = path.with_file_name(format!(".staged.{}", std::process::id()));
+        let staged = StagedRecord { record: record.clone(), path, temp };
+        let written = || {
+            let mut file =
+                OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged.temp)?;
+            file.write_all(&text)?;
+            file.sync_all()
+        };
+        written().map_err(io_error("write", &staged.temp))?;
+        Ok(staged)
+    }
+
     /// As [`Store::save`], without waiting for the disk: a reader sees the old or the new one, a power cut may leave
     /// the old one. For what a power cut ends anyway.
     pub fn save_unsynced(&self, record: &Record) -> Result<(), Error> {
@@ -376,6 +393,36 @@ fn gone(r: io::Result<()>) -> io::Result<()> {
     match r {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+/// A record on disk under another name (see [`Store::stage`]), gone when dropped.
+#[derive(Debug)]
+pub struct StagedRecord {
+    record: Record,
+    path: PathBuf,
+    temp: PathBuf,
+}
+
+impl StagedRecord {
+    /// What it says.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Makes it the pod's record, safe from a power cut.
+    pub fn place(self) -> Result<(), Error> {
+        let placed = || {
+            fs::rename(&self.temp, &self.path)?;
+            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        };
+        placed().map_err(io_error("write", &self.path))
+    }
+}
+
+impl Drop for StagedRecord {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.temp);
     }
 }
 

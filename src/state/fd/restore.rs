@@ -4,7 +4,7 @@
 mod inside;
 mod validate;
 
-pub use crate::state::inet::restore::{Repaired, activate};
+pub use crate::state::inet::restore::{Repaired, activate, activate_all};
 pub use crate::state::unix::restore::{SocketFile, discard, place};
 pub use inside::{Inside, LateInside, Pending, ProcessFds};
 pub use validate::validate;

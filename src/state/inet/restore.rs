@@ -10,6 +10,7 @@ pub(crate) use udp::udp;
 use super::{SockOpt, options};
 use crate::kernel::{sock, tcp_repair};
 use crate::state::fd::error::Error;
+use crate::state::fd::shares::in_shares;
 use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -46,6 +47,13 @@ pub fn activate(fd: impl AsFd, reuseaddr: bool, push: bool) -> Result<(), Error>
         }
     }
     Ok(())
+}
+
+/// [`activate`] for many, a share on each processor; what went wrong.
+pub fn activate_all(sockets: &[(OwnedFd, (bool, bool))]) -> Vec<Error> {
+    let one = |(fd, (reuseaddr, push)): &(OwnedFd, (bool, bool))| activate(fd, *reuseaddr, *push).err();
+    let all = in_shares(sockets, |share| Ok(share.iter().filter_map(one).collect::<Vec<_>>()));
+    all.unwrap_or_else(|e: Error| vec![vec![e]]).into_iter().flatten().collect()
 }
 
 /// Options that matter to bind(2).

@@ -4,6 +4,7 @@
 use super::error::{Error, Result};
 use super::finish::Hands;
 use super::{Builder, Finished, check};
+use crate::kernel::sched;
 use crate::state::fd::restore::{self as fds, HandsContext, Inside, LateLock, ProcessFds};
 use crate::state::{PodState, Tree};
 use std::collections::HashMap;
@@ -21,6 +22,8 @@ impl Builder {
     pub fn finish(&mut self, tree: &Tree, state: &PodState) -> Result<Finished> {
         check::state(tree, state)?;
         let start = Instant::now();
+        // Each thread gets its true priority from its own script.
+        self.bodies.values().for_each(|body| sched::hurry(body.host));
         let proc = File::open("/proc").map_err(Error::io("opening /proc"))?;
         let pids: HashMap<i32, i32> = self.bodies.iter().map(|(pid, body)| (*pid, body.host)).collect();
         let ctx =

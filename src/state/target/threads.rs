@@ -5,6 +5,8 @@ use super::finish::Hands;
 use super::{Body, Builder};
 use crate::kernel::ptrace::{self, Wait};
 use crate::remote::{self, Fate, Stopped, new_child, thread_tids};
+use crate::state::cred::Seccomp;
+use crate::state::cred::restore::Filter;
 use crate::state::mm::{Backing, MmLayout, VmaFlags};
 use crate::state::script::Script;
 use crate::state::task::{ProcessState, ThreadState, restore};
@@ -79,17 +81,22 @@ impl Builder {
         hands: &Hands<'_>,
     ) -> Result<()> {
         let pid = p.pid;
-        let before = self.host.before;
+        let mut before = self.host.before;
         for t in &p.threads {
             if let Some(what) = cred::restore::beyond(&t.cred, before).into_iter().next() {
                 return Err(Error::Unfit { pid, what });
             }
         }
+        if let Some(bounding) = common_bound(p) {
+            before.bounding &= bounding;
+        }
+        let filters = one_filter(p);
         let slot = self.slot.ok_or(Error::Order("finish a process"))?.avoiding(pending(p));
         for (n, t) in p.threads.iter().enumerate().skip(1) {
             let mut s = Script::new();
             first_half(&mut s, pid, t).map_err(Error::unfit(pid))?;
-            second_half(&mut s, t, before);
+            let by = if filters { Filter::Another } else { Filter::Own };
+            second_half(&mut s, t, before, by);
             let body = self.bodies.get_mut(&pid).ok_or(Error::Order("finish a process"))?;
             let (_, task) = body.threads.get_mut(n).ok_or(Error::Order("finish a thread"))?;
             let results = slot.run(task, s.as_batch());
@@ -109,7 +116,8 @@ impl Builder {
         first_half(&mut s, pid, leader).map_err(&unfit)?;
         signal::restore::process_queue(&mut s, &p.signals.pending, pid).map_err(&unfit)?;
         restore::limits(&mut s, p);
-        second_half(&mut s, leader, before);
+        let by = if filters { Filter::ForAll } else { Filter::Own };
+        second_half(&mut s, leader, before, by);
         restore::dumpable(&mut s, p);
         timer::restore::arm(&mut s, &p.timers);
         let results = slot.run(self.leader(pid)?, s.as_batch());
@@ -199,9 +207,24 @@ fn first_half(s: &mut Script, pid: i32, t: &ThreadState) -> std::result::Result<
     Ok(())
 }
 
-fn second_half(s: &mut Script, t: &ThreadState, before: cred::restore::Before) {
-    cred::restore::calls(s, &t.cred, before);
+fn second_half(s: &mut Script, t: &ThreadState, before: cred::restore::Before, by: Filter) {
+    cred::restore::calls(s, &t.cred, before, by);
     restore::death_signal(s, t);
+}
+
+/// The bounding set that all threads of a process have: the first takes it on before it makes the others.
+pub(super) fn common_bound(p: &ProcessState) -> Option<u64> {
+    let first = p.threads.first()?.cred.cap_bnd;
+    p.threads.iter().all(|t| t.cred.cap_bnd == first).then_some(first)
+}
+
+/// Whether the first thread can put the filter on all others with one call, which is made ready for use only once.
+fn one_filter(p: &ProcessState) -> bool {
+    let Some((first, rest)) = p.threads.split_first() else { return false };
+    let same = |t: &ThreadState| {
+        (t.cred.seccomp, t.cred.no_new_privs) == (first.cred.seccomp, first.cred.no_new_privs)
+    };
+    first.cred.seccomp == Seccomp::PodProfile && !rest.is_empty() && rest.iter().all(same)
 }
 
 /// Signals that births, stops and ends under our hands have sent to a parent; the true ones are queued afterwards.
