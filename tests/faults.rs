@@ -3,19 +3,21 @@
 mod common;
 
 use common::clients::{self, Crowd};
+use common::footprint::{self, Footprint, clean, footprint};
 use common::full;
 use common::lab::{Host, Lab};
 use common::steps::{self, Running};
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 const POD: &str = "counter";
 const IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 31);
 /// How soon after a death everything must be decided.
 const SETTLED: Duration = Duration::from_secs(2);
+/// The longest a client may wait for one answer, whatever dies: what was dropped is repeated by its own kernel, whose timer
+/// has doubled a few times by then.
+const LONGEST_WAIT_MS: f64 = 5000.0;
 
 /// A small generator of its own; the seed is printed and can be given (`PODMIG_TEST_SEED`).
 struct Random(u64);
@@ -48,6 +50,8 @@ enum Victim {
     Worker,
     TargetAgent,
     SourceAgent,
+    SourceMonitor,
+    TargetMonitor,
 }
 
 /// A lab with a Redis that counts, and a client that counts with it.
@@ -62,27 +66,39 @@ struct Scene {
 }
 
 impl Scene {
+    /// A pod that counts, on the first host, with two clients.
     fn new() -> Self {
+        let mut scene = Self::empty();
+        scene.start();
+        scene
+    }
+    fn empty() -> Self {
         let lab = Lab::new();
         // The lab's own look at the agents' ports has made workers that are about to end.
         let dir = lab.dir().to_str().expect("path").to_owned();
         common::until(steps::LIMIT, "workers of the first calls end", || {
-            processes(&dir, "").is_empty().then_some(())
+            footprint::processes(&dir, "").is_empty().then_some(())
         });
         let before = footprint(&lab, "");
+        let crowd = Crowd::new(&lab);
+        Self { lab, crowd, on_b: false, id: String::new(), before }
+    }
+    /// The pod and its clients, anew.
+    fn start(&mut self) {
+        let lab = &self.lab;
         let ip = format!("{IP}/24");
         let redis =
             ["redis-server", "--port", "6379", "--protected-mode", "no", "--save", "", "--appendonly", "no"];
         let mut args = vec!["start", "--name", POD, "--net", "lan:br0", "--ip", &ip, "-w", "/", "--"];
         args.extend(redis);
-        let up = steps::run(&lab, &lab.a, &args, 0).and_then(|_| steps::wait_tcp(&lab, &lab.a, POD, 6379));
+        let up = steps::run(lab, &lab.a, &args, 0).and_then(|_| steps::wait_tcp(lab, &lab.a, POD, 6379));
         up.unwrap_or_else(|e| panic!("{e}"));
-        let id = lab.a.json(&["inspect", POD], 0)["id"].as_str().expect("id").to_owned();
-        let mut crowd = Crowd::new(&lab);
-        crowd.join("counter", clients::redis_counter(IP, "n".into()));
-        crowd.join("bulk", clients::redis_bulk(IP));
-        crowd.all_go_on("at first", 5).unwrap_or_else(|e| panic!("{e}"));
-        Self { lab, crowd, on_b: false, id, before }
+        self.id = lab.a.json(&["inspect", POD], 0)["id"].as_str().expect("id").to_owned();
+        self.on_b = false;
+        self.crowd = Crowd::new(lab);
+        self.crowd.join("counter", clients::redis_counter(IP, "n".into()));
+        self.crowd.join("bulk", clients::redis_bulk(IP));
+        self.crowd.all_go_on("at first", 5).unwrap_or_else(|e| panic!("{e}"));
     }
     fn ends(&self) -> (&Host, &Host) {
         if self.on_b { (&self.lab.b, &self.lab.a) } else { (&self.lab.a, &self.lab.b) }
@@ -107,32 +123,34 @@ impl Scene {
         self.go_on(when);
         (took, Duration::from_micros(report["frozen_us"].as_u64().expect("frozen_us")))
     }
+    /// Every client, on the connection it had, gets further answers, and waited for none of them too long.
     fn go_on(&self, when: &str) {
         self.crowd.all_go_on(when, 5).unwrap_or_else(|e| panic!("{e}\n{}", steps::scene(&self.lab)));
+        for (name, ms) in self.crowd.longest_ms() {
+            assert!(ms < LONGEST_WAIT_MS, "{when}: {name} waited {ms} ms\n{}", steps::scene(&self.lab));
+        }
     }
-    /// Waits until the pod runs on one host and the other is done with it; says how long that took.
-    fn settle(&mut self, when: &str, limit: Duration) -> Duration {
-        let start = Instant::now();
+    fn states(&self) -> [Option<String>; 2] {
+        let states = [self.lab.a.state(POD), self.lab.b.state(POD)];
+        let running = states.iter().filter(|s| s.as_deref() == Some("running")).count();
+        assert!(running < 2, "two copies run\n{}", steps::scene(&self.lab));
+        states
+    }
+    /// Waits until the pod runs on one host and the other is done with it; how long after `died` that was.
+    fn settle(&mut self, when: &str, died: Instant, limit: Duration) -> Duration {
         loop {
-            let states = [self.lab.a.state(POD), self.lab.b.state(POD)];
+            let states = self.states();
+            let took = died.elapsed();
             let runs = |s: &Option<String>| s.as_deref() == Some("running");
             let over = |s: &Option<String>| matches!(s.as_deref(), None | Some("moved"));
-            assert!(
-                !(runs(&states[0]) && runs(&states[1])),
-                "{when}: two copies run\n{}",
-                steps::scene(&self.lab)
-            );
             for here in [false, true] {
                 if runs(&states[usize::from(here)]) && over(&states[usize::from(!here)]) {
+                    assert!(took < limit, "{when}: only after {took:?}\n{}", steps::scene(&self.lab));
                     self.on_b = here;
-                    return start.elapsed();
+                    return took;
                 }
             }
-            assert!(
-                start.elapsed() < limit,
-                "{when}: after {limit:?} it is {states:?}\n{}",
-                steps::scene(&self.lab)
-            );
+            assert!(took < limit, "{when}: after {limit:?} it is {states:?}\n{}", steps::scene(&self.lab));
         }
     }
     /// Ends everything; nothing may be left that was not there before the pod.
@@ -141,81 +159,6 @@ impl Scene {
         crowd.end().unwrap_or_else(|e| panic!("clients: {e}\n{}", steps::scene(&lab)));
         steps::forget(&lab, POD).unwrap_or_else(|e| panic!("{e}"));
         clean(&lab, &id, &before);
-    }
-}
-
-/// What there is, by kind.
-type Footprint = BTreeMap<String, Vec<String>>;
-
-/// What a lab holds, apart from its agents: by kind, in words without numbers that change.
-fn footprint(lab: &Lab, id: &str) -> Footprint {
-    let mut found = Footprint::new();
-    let dir = lab.dir().to_str().expect("path").to_owned();
-    found.insert("processes".into(), processes(&dir, id));
-    let find = |args: &[&str]| {
-        let out = Command::new("find").args(args).output().expect("find");
-        String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
-    };
-    if !id.is_empty() {
-        found.insert("groups".into(), find(&["/sys/fs/cgroup", "-type", "d", "-name", &format!("{id}*")]));
-    }
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-    let ours = mounts.lines().filter(|l| l.contains(&dir) || (!id.is_empty() && l.contains(id)));
-    found.insert("mounts".into(), ours.map(str::to_owned).collect());
-    for host in [&lab.a, &lab.b] {
-        let inside = |program: &str, args: &[&str]| {
-            let out = host.ns.command(program).args(args).output().expect(program);
-            String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
-        };
-        let names = |l: String| l.split(':').nth(1).unwrap_or_default().trim().to_owned();
-        let links = inside("ip", &["-o", "link"]).into_iter().map(names).collect();
-        found.insert(format!("{} links", host.name), links);
-        found.insert(format!("{} nft tables", host.name), inside("nft", &["list", "tables"]));
-        found.insert(format!("{} routes", host.name), inside("ip", &["route"]));
-        let root = host.root.to_str().expect("path");
-        for place in ["run/podmig", "var/lib/podmig/pods"] {
-            let files = find(&[&format!("{root}/{place}"), "!", "-type", "d", "!", "-name", ".lock"]);
-            found.insert(format!("{} {place}", host.name), files);
-        }
-    }
-    found
-}
-
-/// Processes that belong to a lab (its directory in their arguments or environment) or a pod (its id in their group).
-fn processes(dir: &str, id: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
-        let read = |file: &str| {
-            String::from_utf8_lossy(&std::fs::read(entry.path().join(file)).unwrap_or_default())
-                .replace('\0', " ")
-        };
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let command = read("cmdline");
-        let ours = command.contains(dir) || read("environ").contains(dir);
-        let pods = !id.is_empty() && (command.contains(id) || read("cgroup").contains(id));
-        // The agents stay; zombies of ours have no command line.
-        if (ours || pods) && pid != std::process::id() && !command.contains(" agent ") && !command.is_empty()
-        {
-            found.push(command.replace(dir, "DIR").trim().to_owned());
-        }
-    }
-    found.sort();
-    found
-}
-
-/// Everything of a pod is gone, and what there was before is there.
-fn clean(lab: &Lab, id: &str, before: &Footprint) {
-    let start = Instant::now();
-    loop {
-        let now = footprint(lab, id);
-        let differ = now.iter().filter(|(k, v)| before.get(*k).map_or(!v.is_empty(), |b| b != *v));
-        let left: Vec<_> =
-            differ.map(|(k, v)| format!("{k}: {v:#?}, before: {:#?}", before.get(k))).collect();
-        if left.is_empty() {
-            return;
-        }
-        assert!(start.elapsed() < Duration::from_secs(5), "left behind:\n{}", left.join("\n"));
-        std::thread::park_timeout(Duration::from_millis(10));
     }
 }
 
@@ -277,12 +220,14 @@ fn kill_once(scene: &mut Scene, n: u64, victim: Victim, at: Moment) -> (Option<i
     let from_b = scene.on_b;
     let mut mover = scene.start_move();
     moment(&mut mover, &scene.id, at);
+    let mut died = Instant::now();
     match victim {
         Victim::Mover => kill(mover.child.id() as i32),
         Victim::Worker => {
             // Its life begins with the connection.
             while mover.child.try_wait().expect("wait").is_none() {
                 if let Some(pid) = worker(scene.ends().1) {
+                    died = Instant::now();
                     kill(pid);
                     break;
                 }
@@ -290,6 +235,7 @@ fn kill_once(scene: &mut Scene, n: u64, victim: Victim, at: Moment) -> (Option<i
         }
         Victim::TargetAgent => scene.target_mut().kill_agent(),
         Victim::SourceAgent => scene.source_mut().kill_agent(),
+        Victim::SourceMonitor | Victim::TargetMonitor => unreachable!("they have a test of their own"),
     }
     // As a service manager would.
     match victim {
@@ -298,7 +244,11 @@ fn kill_once(scene: &mut Scene, n: u64, victim: Victim, at: Moment) -> (Option<i
         _ => {}
     }
     let out = mover.end().unwrap_or_else(|e| panic!("{when}: {e}\n{}", steps::scene(&scene.lab)));
-    let settled = scene.settle(&when, SETTLED);
+    if matches!(victim, Victim::TargetAgent | Victim::SourceAgent) {
+        // No part of a move that has begun: it takes its time.
+        died = Instant::now();
+    }
+    let settled = scene.settle(&when, died, SETTLED);
     let code = out.status.code();
     let moved = scene.on_b != from_b;
     let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
@@ -312,6 +262,98 @@ fn kill_once(scene: &mut Scene, n: u64, victim: Victim, at: Moment) -> (Option<i
     scene.go_on(&when);
     println!("{when}: exit {code:?}, {} after {settled:?}", if moved { "moved" } else { "stayed" });
     (code, settled)
+}
+
+/// The monitor of the pod on a host, if there is one.
+fn monitor(host: &Host, id: &str) -> Option<i32> {
+    let root = host.root.to_str().expect("path");
+    std::fs::read_dir("/proc").expect("/proc").flatten().find_map(|entry| {
+        let read = |file: &str| {
+            String::from_utf8_lossy(&std::fs::read(entry.path().join(file)).unwrap_or_default())
+                .replace('\0', " ")
+        };
+        let ours = read("cmdline").contains(&format!("__monitor {id}"));
+        // Its log tells whose store it is.
+        let log = std::fs::read_link(entry.path().join("fd/2")).unwrap_or_default();
+        let here = ours && log.starts_with(root);
+        if here { entry.file_name().to_str()?.parse().ok() } else { None }
+    })
+}
+
+/// A monitor is its pod's parent: killed, it takes its copy along. The other end's copy must not suffer, there must never be
+/// two, and what is left must be as it is for any lost pod: seen, removable, startable.
+#[test]
+fn a_monitor_killed_during_a_move() {
+    let mut random = Random::new();
+    let mut scene = Scene::new();
+    let (first, second) = (scene.clean_move("first"), scene.clean_move("second"));
+    let (typical, standing) = (first.0.max(second.0), first.1.max(second.1));
+    let (mut lives, mut lost) = (0, 0);
+    for n in 0..times().div_ceil(2) {
+        let victim = if n % 2 == 0 { Victim::TargetMonitor } else { Victim::SourceMonitor };
+        let below = |random: &mut Random, limit: Duration| {
+            Duration::from_micros(random.below(limit.as_micros() as u64))
+        };
+        let at = if n % 4 < 2 {
+            Moment::Started(below(&mut random, typical))
+        } else {
+            Moment::Frozen(below(&mut random, standing))
+        };
+        let when = format!("kill {n}: {victim:?} at {at:?}");
+        let mut mover = scene.start_move();
+        moment(&mut mover, &scene.id, at);
+        let mut died = None;
+        while died.is_none() && mover.child.try_wait().expect("wait").is_none() {
+            let (from, to) = scene.ends();
+            let host = if victim == Victim::SourceMonitor { from } else { to };
+            died = monitor(host, &scene.id).inspect(|pid| kill(*pid)).map(|_| Instant::now());
+        }
+        let out = mover.end().unwrap_or_else(|e| panic!("{when}: {e}\n{}", steps::scene(&scene.lab)));
+        let (from, to) = if scene.on_b { (1, 0) } else { (0, 1) };
+        let died = died.unwrap_or_else(Instant::now);
+        let ended = died.elapsed();
+        let states = loop {
+            let states = scene.states();
+            let (source, target) = (states[from].as_deref(), states[to].as_deref());
+            let over = match (source, target) {
+                (Some("running"), None | Some("moved")) => true,
+                (Some("moved" | "lost"), Some("running")) => true,
+                (Some("moved" | "lost"), None | Some("lost" | "moved")) => true,
+                _ => false,
+            };
+            if over {
+                break states;
+            }
+            assert!(
+                died.elapsed() < SETTLED,
+                "{when}: after {SETTLED:?} it is {states:?}; the mover ended after {ended:?}\n{}",
+                steps::scene(&scene.lab)
+            );
+        };
+        println!("{when}: exit {:?} after {ended:?}, {states:?}", out.status.code());
+        let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        let runs = states.iter().position(|s| s.as_deref() == Some("running"));
+        match out.status.code() {
+            Some(0) => assert_eq!(states[from].as_deref(), Some("moved"), "{when}: {said}"),
+            Some(5 | 7) => assert_ne!(states[from].as_deref(), Some("moved"), "{when}: {said}"),
+            // It was killed before the move began, or after the commit.
+            Some(1 | 6) => {}
+            code => panic!("{when}: exit {code:?}\n{said}"),
+        }
+        if let Some(host) = runs {
+            lives += 1;
+            scene.on_b = host == 1;
+            scene.go_on(&when);
+        } else {
+            lost += 1;
+            // Its clients were cut off (they are let go once a new one resets them); nothing of it may be in its way.
+            steps::forget(&scene.lab, POD).unwrap_or_else(|e| panic!("{when}: {e}"));
+            clean(&scene.lab, &scene.id, &scene.before);
+            scene.start();
+        }
+    }
+    println!("the pod lived on {lives} times, was lost {lost} times, was never two");
+    scene.end();
 }
 
 #[test]

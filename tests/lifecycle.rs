@@ -96,8 +96,24 @@ fn moved() {
 #[test]
 fn moved_and_back() {
     each(LAN, |lab, kind| {
-        steps::move_pod(lab, kind, &lab.a, &lab.b)?;
+        steps::move_live(lab, kind, &lab.a, &lab.b)?;
         steps::move_pod(lab, kind, &lab.b, &lab.a)?;
         Ok(true)
     });
+}
+
+#[test]
+fn moved_live_and_back_again_and_again() {
+    let lab = Lab::new();
+    let rounds = if common::full() { 50 } else { 5 };
+    let life = || {
+        start(&lab, "churn", LAN)?;
+        for _ in 0..rounds {
+            steps::move_live(&lab, "churn", &lab.a, &lab.b)?;
+            steps::move_live(&lab, "churn", &lab.b, &lab.a)?;
+        }
+        finish(&lab, "churn", &lab.a)
+    };
+    life().unwrap_or_else(|e| panic!("{e}"));
+    steps::forget(&lab, "churn").unwrap_or_else(|e| panic!("{e}"));
 }

@@ -43,6 +43,8 @@ impl Server {
         step("started", &|| Ok(()));
         step("restored", &|| steps::checkpoint_restore(lab, self.name, &lab.a));
         step("moved", &|| steps::move_pod(lab, self.name, &lab.a, &lab.b).map(|_| ()));
+        step("moved back live", &|| steps::move_live(lab, self.name, &lab.b, &lab.a).map(|_| ()));
+        step("moved live", &|| steps::move_live(lab, self.name, &lab.a, &lab.b).map(|_| ()));
         step("moved back", &|| steps::move_pod(lab, self.name, &lab.b, &lab.a).map(|_| ()));
     }
     /// All clients still content; the server ends on SIGTERM.

@@ -34,11 +34,23 @@ pub struct Context {
 
 /// Runs a command line (with the program's name); the exit code.
 pub fn main(typed: &[OsString]) -> u8 {
+    let typed = &bare_progress(typed);
     let code = match Cli::try_parse_from(typed) {
         Ok(cli) => run(cli, passes_status(typed)),
         Err(e) => not_understood(&e, typed),
     };
     u8::try_from(code).unwrap_or(1)
+}
+
+/// `--progress` alone asks for the line: what follows it is taken as its value only if it is one.
+fn bare_progress(typed: &[OsString]) -> Vec<OsString> {
+    let dashes = typed.iter().position(|w| w == "--").unwrap_or(typed.len());
+    let form = |w: Option<&OsString>| w.is_some_and(|w| ["line", "json", "none"].iter().any(|f| w == f));
+    let word = |(n, w): (usize, &OsString)| {
+        let bare = n < dashes && w == "--progress" && !form(typed.get(n + 1));
+        if bare { OsString::from("--progress=line") } else { w.clone() }
+    };
+    typed.iter().enumerate().map(word).collect()
 }
 
 fn run(cli: Cli, passes: bool) -> i32 {
@@ -128,6 +140,19 @@ fn log_to_stderr() -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn progress_takes_only_its_own_words() {
+        let words = |line: &str| line.split_whitespace().map(OsString::from).collect::<Vec<_>>();
+        for (typed, meant) in [
+            ("podmig move --progress web b", "podmig move --progress=line web b"),
+            ("podmig move web b --progress", "podmig move web b --progress=line"),
+            ("podmig move --progress json web b", "podmig move --progress json web b"),
+            ("podmig start -- x --progress", "podmig start -- x --progress"),
+        ] {
+            assert_eq!(bare_progress(&words(typed)), words(meant));
+        }
+    }
 
     #[test]
     fn which_verbs_pass_a_status() {

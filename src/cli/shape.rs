@@ -2,6 +2,7 @@
 
 use crate::base::spec::Publish;
 use crate::base::{Blocker, Failure, Kind};
+use crate::pod::moving::Stage;
 use crate::pod::store::{Record, Status};
 use crate::policy::values;
 use jiff::Timestamp;
@@ -95,6 +96,29 @@ pub struct Moving {
     pub bytes_left: u64,
     /// How long the pod would be frozen if it were now.
     pub expected_frozen_us: Option<u64>,
+    /// Bytes sent so far.
+    pub bytes_sent: u64,
+    /// Bytes a second sent lately.
+    pub bytes_per_s: Option<u64>,
+    /// Bytes a second the pod writes.
+    pub dirty_bytes_per_s: Option<u64>,
+}
+
+impl From<&Stage> for Moving {
+    fn from(s: &Stage) -> Moving {
+        // Unknown is 0 inside, null outside.
+        let known = |n: u64| (n > 0).then_some(n);
+        Moving {
+            to: s.to.clone(),
+            stage: s.stage.clone(),
+            round: s.round,
+            bytes_left: s.bytes_left,
+            expected_frozen_us: known(s.expected_frozen_us),
+            bytes_sent: s.bytes_sent,
+            bytes_per_s: known(s.rate),
+            dirty_bytes_per_s: known(s.dirty_rate),
+        }
+    }
 }
 
 /// A pod, in `ps` and `inspect`.
@@ -131,6 +155,11 @@ pub struct Pod<'a> {
 }
 
 impl<'a> Pod<'a> {
+    /// The object for a pod whose move under way is `stage`.
+    pub fn moving(r: &'a Record, stage: Option<&Stage>) -> Pod<'a> {
+        Pod { r#move: stage.map(Moving::from), ..Pod::new(r) }
+    }
+
     /// The object for a pod.
     pub fn new(r: &'a Record) -> Pod<'a> {
         let here = r.status.is_here();

@@ -15,12 +15,17 @@ pub struct ImageWriter {
     written: u64,
 }
 
+/// Where this process writes the image of `path` until it is complete; `None` if that names no file.
+pub fn part_of(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?;
+    Some(path.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id())))
+}
+
 impl ImageWriter {
     /// Starts an image at `path`; nothing is there until [`ImageWriter::finish`].
     pub fn create(path: &Path) -> Result<Self, Error> {
         let io = |source| Error::Io { doing: "create the image", source };
-        let name = path.file_name().ok_or_else(|| Error::Damaged("the image needs a file name".into()))?;
-        let temp = path.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
+        let temp = part_of(path).ok_or_else(|| Error::Damaged("the image needs a file name".into()))?;
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp).map_err(io)?;
         let out: Box<dyn Write + Send> = Box::new(file.try_clone().map_err(io)?);
         Ok(Self {

@@ -16,6 +16,7 @@ pub struct Feed {
     full: Option<Mutex<Receiver<Result<Chunk, Error>>>>,
     empty: Option<Sender<Chunk>>,
     threads: Vec<JoinHandle<()>>,
+    total: u64,
 }
 
 /// A chunk on loan; dropping it gives the buffer back to be filled again.
@@ -68,13 +69,20 @@ impl Feed {
             let _ = empty_in.send(Chunk::new());
         }
         let empty_out = Arc::new(Mutex::new(empty_out));
-        let mut feed = Self { full: Some(Mutex::new(full_out)), empty: Some(empty_in), threads: Vec::new() };
+        let total = reader.total_bytes();
+        let (full, empty) = (Some(Mutex::new(full_out)), Some(empty_in));
+        let mut feed = Self { full, empty, threads: Vec::new(), total };
         for n in 0..threads.max(1) {
             let (reader, empty, full) = (reader.clone(), empty_out.clone(), full_in.clone());
             let thread = std::thread::Builder::new().name(format!("read-pages-{n}"));
             feed.threads.push(thread.spawn(move || produce(&reader, &empty, &full))?);
         }
         Ok(feed)
+    }
+
+    /// Bytes of memory that will be looked at, all chunks together.
+    pub fn total_bytes(&self) -> u64 {
+        self.total
     }
 
     /// The next chunk, in no particular order; `None` when all is read or after an error was given. May be called by

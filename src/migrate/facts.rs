@@ -24,6 +24,7 @@ pub fn hello() -> io::Result<Hello> {
         vdso: vdso()?,
         realtime_ns: realtime_ns(),
         pid_max: fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse().unwrap_or(32768),
+        memory: memory_available(),
     })
 }
 

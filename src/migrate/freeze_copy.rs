@@ -9,12 +9,14 @@
 //! 5. send the pages and the state; the target builds meanwhile;
 //! 6. `Prepared` → commit on disk → `Commit`. The point of no return.
 
+use super::facts;
 use super::live::{self, Precopy};
 use super::pace::Pace;
+use super::point;
 use super::report::Outcome;
 use super::resolve;
 use super::sink::Sink;
-use super::source::{LOG_TAIL, Mover, out_of_turn, pass_commit_point, tail};
+use super::source::{LOG_TAIL, Mover, out_of_turn, tail};
 use super::verify::{self, Digests};
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
@@ -25,7 +27,7 @@ use crate::memory::Reader;
 use crate::memory::feed::Feed;
 use crate::memory::reader::all_content;
 use crate::net::{Capture, Engaged};
-use crate::pod::moving;
+use crate::pod::moving::{self, Stage};
 use crate::state::Tree;
 use crate::state::mm::MmId;
 use crate::state::source::Source;
@@ -36,8 +38,11 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// How long to wait for word of the pod's name after it runs there.
 const NAMED: Duration = Duration::from_secs(1);
-/// How long to wait for `Activated` before the pod counts as in doubt.
+/// How long to wait for `Activated` while the target's kernel does not say that it has the `Commit`, and for the monitor's word then,
+/// before the pod counts as in doubt.
 const DOUBT: Duration = Duration::from_secs(5);
+/// The same while the target's kernel has the `Commit` and its worker lives: something is slow there, a disk as a rule.
+const SLOW: Duration = Duration::from_secs(60);
 
 impl Mover<'_> {
     pub(super) fn ask(&mut self, request: moving::Request) -> Result<moving::Reply, Failure> {
@@ -51,7 +56,10 @@ impl Mover<'_> {
         sent: &Tree,
         mut pre: Option<&mut Precopy>,
     ) -> Result<Capture, Failure> {
-        self.stage("stop-and-copy")?;
+        if pre.is_none() {
+            let bytes_left = facts::resident(&self.cgroup);
+            self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
+        }
         let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
         self.watch.lap("capture");
@@ -73,7 +81,7 @@ impl Mover<'_> {
         if changed {
             self.sink.record(&Record::Tree(Box::new(tree.clone())))?;
         }
-        let mut feed = match &mut pre {
+        let feed = match &mut pre {
             Some(pre) => self.last_round(source, pre, &tree, &pids)?,
             None => read_all(source, &tree, &pids)?,
         };
@@ -90,13 +98,15 @@ impl Mover<'_> {
         self.report.connections.lost = snapshot.lost as u64;
         self.report.warnings.extend(snapshot.warnings);
         self.watch.lap("collect");
-        if changed
-            && !self.built()?
-            && let Some(pre) = pre
-        {
-            feed = self.whole_again(source, pre, &tree, &pids)?;
-        }
+        let again = match pre {
+            Some(pre) if changed => self.lost_again(source, pre, &tree, &pids)?,
+            None if changed => self.built().map(|_| None)?,
+            _ => None,
+        };
         self.send_pages(&feed, None)?;
+        if let Some(again) = again {
+            self.send_pages(&again, None)?;
+        }
         self.watch.lap("pages");
         // The monitor emptied the output pipes into the log when it was told of the freeze.
         let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
@@ -118,6 +128,7 @@ impl Mover<'_> {
     /// Sends what the feed reads, at the pace given.
     pub(super) fn send_pages(&mut self, feed: &Feed, mut pace: Option<&mut Pace>) -> Result<(), Failure> {
         let mut head = Vec::new();
+        self.progress.begin(feed.total_bytes(), self.sink.sent());
         while let Some(chunk) = feed.next() {
             let chunk = chunk?;
             if let Some(pace) = &mut pace {
@@ -131,6 +142,7 @@ impl Mover<'_> {
             self.sink.pages(&head, chunk.data())?;
             self.pages.0 += 1;
             self.pages.1 += (head.len() + chunk.data().len()) as u64;
+            self.went(chunk.runs.iter().map(|r| r.len).sum())?;
             for run in &chunk.runs {
                 let pages = run.len / PAGE;
                 if run.zero {
@@ -153,7 +165,7 @@ impl Mover<'_> {
 
     fn commit_to_peer(&mut self, capture: &mut Capture) -> Result<(), Failure> {
         self.sink.channel()?.message(&Message::Seal)?;
-        match self.sink.channel()?.expect(self.order.timeout)? {
+        match self.sink.channel()?.expect(self.order.patience())? {
             Message::Prepared { stages } => self.report.add_stages(&stages),
             other => return Err(out_of_turn(self.sink.channel()?, &other)),
         }
@@ -163,7 +175,9 @@ impl Mover<'_> {
         }
         let frames = frames(capture)?;
         self.sink.record(&Record::Frames(frames))?;
-        pass_commit_point();
+        if !point::pass() {
+            return Err(self.cancelled());
+        }
         self.ask(moving::Request::Commit)?;
         self.watch.lap("journal");
         // From here nothing may be taken back on our own account: every way out is the target's word, or doubt.
@@ -180,10 +194,17 @@ impl Mover<'_> {
         self.report.frozen_us = us(self.frozen);
         self.report.downtime_us = us(self.held);
         self.watch.lap("activated");
-        let settled = self.ask(moving::Request::Settle(decision));
+        // If the monitor was killed, its frozen copy must not stay.
+        let settled = self.ask(moving::Request::Settle(decision)).or_else(|_| {
+            resolve::settle(self.store, &self.pod.spec.id, decision).map(|()| moving::Reply::Done)
+        });
         match decision {
             Decision::Committed => {
                 self.report.outcome = Outcome::Moved;
+                let slow = |s: &&super::report::Stage| s.name.starts_with("target.") && s.us >= 1_000_000;
+                for stage in self.report.stages.iter().filter(slow) {
+                    tracing::warn!(stage = stage.name, us = stage.us, "a slow stage at the target");
+                }
                 if let Err(e) = settled {
                     self.report.warnings.push(format!("the source could not be cleaned up: {}", e.message));
                 }
@@ -201,9 +222,13 @@ impl Mover<'_> {
         }
     }
 
+    fn cancelled(&self) -> Failure {
+        Failure::new(Kind::BeforeCommit, self.name(), "the move was cancelled")
+    }
+
     /// The target compares the hashes of all memory with its own.
     fn compare(&mut self, digests: Digests) -> Result<(), Failure> {
-        let timeout = self.order.timeout;
+        let timeout = self.order.patience();
         let channel = self.sink.channel()?;
         channel.message(&Message::Digest(digests))?;
         match channel.expect(timeout)? {
@@ -216,7 +241,9 @@ impl Mover<'_> {
 
     /// Frames go on arriving here until the link is gone: they follow the commit.
     fn await_activation(&mut self, capture: &mut Capture) -> Result<Decision, Failure> {
-        let until = Instant::now() + DOUBT;
+        let start = Instant::now();
+        let mut heard = start;
+        self.sink.channel()?.patience(DOUBT);
         loop {
             let channel = self.sink.channel()?;
             if channel.wait_readable(Duration::from_millis(1))? {
@@ -234,8 +261,12 @@ impl Mover<'_> {
             if !late.is_empty() {
                 self.sink.record(&Record::Frames(late))?;
             }
-            if Instant::now() >= until {
-                return Err(Failure::new(Kind::InDoubt, self.name(), "no answer to the commit"));
+            if self.sink.channel()?.delivered() {
+                heard = Instant::now();
+            }
+            if start.elapsed() >= SLOW || heard.elapsed() >= DOUBT {
+                let text = format!("no answer to the commit within {} s", start.elapsed().as_secs());
+                return Err(Failure::new(Kind::InDoubt, self.name(), text));
             }
         }
     }
@@ -268,7 +299,7 @@ impl Mover<'_> {
     fn ask_through_monitor(&mut self) -> Option<Decision> {
         // Its connection closes: for the monitor the mover is gone.
         self.client.hang_up();
-        resolve::wait(self.store, &self.pod.spec.id, DOUBT)
+        resolve::wait(self.store, &self.pod.spec.id, 2 * DOUBT)
     }
 
     /// The pod's network namespace.
@@ -284,6 +315,10 @@ impl Mover<'_> {
         let (page_frames, page_bytes) = self.pages;
         self.sink.record(&Record::End { page_frames, page_bytes })?;
         self.report.bytes_sent = self.sink.sent();
+        if !point::pass() {
+            return Err(self.cancelled());
+        }
+        self.stage(Stage::named(Stage::COMMITMENT))?;
         self.sink.finish_image()?;
         self.watch.lap("sync");
         let end = if self.order.leave_running { moving::Request::Abort } else { moving::Request::Written };

@@ -9,13 +9,15 @@ use super::order::OnTimeout;
 use super::pace::Pace;
 use super::report::Round as Told;
 use super::source::{ANSWER, Mover, out_of_turn};
-use crate::base::{Failure, Kind};
+use super::worker::Kept;
+use crate::base::{AddrRange, Failure, Kind};
 use crate::freeze::{self, PodTasks};
 use crate::image::record::Record;
 use crate::memory::dirty::inject::BySession;
 use crate::memory::dirty::{Access, ObjectView, Round, Tracker, View};
 use crate::memory::feed::{DEFAULT_CHUNKS, Feed};
 use crate::memory::{self, PageSet, Reader, Space, Work};
+use crate::pod::moving::Stage;
 use crate::policy::rounds::{self, Limits, Next, Sent};
 use crate::remote::Batch;
 use crate::state::Tree;
@@ -90,6 +92,18 @@ impl Precopy {
         spaces.into_iter().for_each(|space| self.give_back_space(space));
     }
 
+    /// Takes in what the target kept when its tree changed; whether that was everything.
+    fn kept(&mut self, (kept, lost): Kept, tree: &Tree, handles: &Handles) -> bool {
+        if !kept {
+            self.forget(tree, handles);
+        }
+        for (pid, start, end) in &lost {
+            let range = AddrRange::new(*start, (*end).max(*start));
+            self.tracker.lost(MmId(*pid), &PageSet::from_iter([range]));
+        }
+        kept && lost.is_empty()
+    }
+
     /// Name of the way writes are noticed.
     pub(super) fn way(&self) -> &'static str {
         self.tracker.way().name()
@@ -140,6 +154,7 @@ impl Mover<'_> {
             if late || next != Next::Again {
                 tracing::debug!("{} rounds, {left} bytes are left: {next:?}", pre.sent.len());
                 pre.tracker.give_back(&round.work);
+                self.stage(Stage { stage: "stop-and-copy".to_owned(), ..self.round_stage(&pre, left) })?;
                 return Ok((tree, Some(pre)));
             }
             self.send_round(source, &mut pre, round, &handles)?;
@@ -211,8 +226,9 @@ impl Mover<'_> {
     ) -> Result<(Tree, Round, Handles), Failure> {
         let tree = source.prepare()?;
         let handles = source.handles()?;
-        if tree != *sent && !self.send_tree(&tree)? {
-            pre.forget(&tree, &handles);
+        if tree != *sent {
+            let kept = self.send_tree(&tree)?;
+            pre.kept(kept, &tree, &handles);
         }
         let round = if pre.tracker.way().needs_stop() {
             let view = source.view();
@@ -236,6 +252,7 @@ impl Mover<'_> {
         handles: &Handles,
     ) -> Result<(), Failure> {
         let (start, bytes) = (Instant::now(), round.bytes());
+        self.stage(self.round_stage(pre, bytes))?;
         let (pages, sent) = (self.report.pages_sent, self.sink.sent());
         let reader = Reader::new(source.hosts(), handles, round.work)?.while_running();
         let feed = feed(reader)?;
@@ -254,9 +271,25 @@ impl Mover<'_> {
         Ok(())
     }
 
+    /// Where we are as a round begins that sends `bytes`.
+    fn round_stage(&self, pre: &Precopy, bytes: u64) -> Stage {
+        let per_s = |bytes: u64, us: u64| bytes.saturating_mul(1_000_000) / us.max(1);
+        let last = pre.sent.last();
+        Stage {
+            round: u32::try_from(pre.sent.len() + 1).unwrap_or(u32::MAX),
+            bytes_left: bytes,
+            bytes_sent: self.sink.sent(),
+            rate: last.map_or(0, |s| per_s(s.bytes, s.us)),
+            // What this round sends was written while the last one was sent.
+            dirty_rate: last.map_or(0, |s| per_s(bytes, s.us)),
+            expected_frozen_us: last.map_or(0, |_| rounds::predict(&pre.sent, bytes, &self.limits())),
+            ..Stage::named("pre-copy")
+        }
+    }
+
     /// Waits until the target has put everything in place.
-    fn sync(&mut self) -> Result<(), Failure> {
-        let timeout = self.order.timeout;
+    pub(super) fn sync(&mut self) -> Result<(), Failure> {
+        let timeout = self.order.patience();
         let channel = self.sink.channel()?;
         channel.message(&Message::Sync)?;
         match channel.expect(timeout)? {
@@ -281,29 +314,32 @@ impl Mover<'_> {
         feed(Reader::new(pids, &handles, round.work)?)
     }
 
-    /// As [`Mover::last_round`], once the target had to begin from nothing.
-    pub(super) fn whole_again(
-        &self,
+    /// As [`Mover::last_round`], for what the target lost when its tree changed; `None`: nothing.
+    pub(super) fn lost_again(
+        &mut self,
         source: &Source,
         pre: &mut Precopy,
         tree: &Tree,
         pids: &HostPids,
-    ) -> Result<Feed, Failure> {
-        pre.forget(tree, &source.handles()?);
-        self.last_round(source, pre, tree, pids)
+    ) -> Result<Option<Feed>, Failure> {
+        let kept = self.built()?;
+        if pre.kept(kept, tree, &source.handles()?) {
+            return Ok(None);
+        }
+        self.last_round(source, pre, tree, pids).map(Some)
     }
 
     /// Sends a tree; whether what was sent before is still in place at the target, which has built it when this returns.
-    pub(super) fn send_tree(&mut self, tree: &Tree) -> Result<bool, Failure> {
+    pub(super) fn send_tree(&mut self, tree: &Tree) -> Result<Kept, Failure> {
         self.sink.record(&Record::Tree(Box::new(tree.clone())))?;
         self.built()
     }
 
     /// Waits for the target to have built the tree sent last; whether what it was sent before is still in place.
-    pub(super) fn built(&mut self) -> Result<bool, Failure> {
-        let crate::migrate::sink::Sink::Peer(channel) = &mut self.sink else { return Ok(true) };
+    pub(super) fn built(&mut self) -> Result<Kept, Failure> {
+        let crate::migrate::sink::Sink::Peer(channel) = &mut self.sink else { return Ok((true, Vec::new())) };
         match channel.expect(ANSWER)? {
-            Message::Built { kept } => Ok(kept),
+            Message::Built { kept, lost } => Ok((kept, lost)),
             other => Err(out_of_turn(channel, &other)),
         }
     }

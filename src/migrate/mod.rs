@@ -13,7 +13,8 @@
 //! The mover may die at any moment: until `Commit` its pod's monitor takes everything back, after it the
 //! monitor asks the target what its record says (`policy::handover`).
 //!
-//! `sink` is where a stream goes (a host or a file), `report` what the user is told.
+//! `sink` is where a stream goes (a host or a file), `report` what the user is told at the end, `progress` meanwhile,
+//! `point` the point of no return.
 
 pub mod clone;
 pub mod facts;
@@ -22,7 +23,11 @@ mod live;
 pub mod names;
 pub mod order;
 mod pace;
+pub mod peer;
+pub mod point;
+mod predict;
 pub mod private;
+pub mod progress;
 pub mod report;
 pub mod resolve;
 pub mod restore;

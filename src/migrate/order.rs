@@ -1,5 +1,6 @@
 //! What a user asked of a move or checkpoint, as data.
 
+use super::progress::Form;
 use crate::base::spec::Publish;
 use crate::policy::hosts::Host;
 use std::path::PathBuf;
@@ -59,4 +60,25 @@ pub struct Order {
     pub publish: Option<Vec<Publish>>,
     /// The pod goes on here afterwards (image only).
     pub leave_running: bool,
+    /// How progress is told.
+    pub progress: Form,
+}
+
+/// How long one answer of the target may take at least, whatever the time for the whole move.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Order {
+    /// How long to wait for one answer. The whole time is watched elsewhere, where it ends the move.
+    pub fn patience(&self) -> Duration {
+        self.timeout.max(PATIENCE)
+    }
+
+    /// After how long without a commit the target gives up by itself.
+    pub fn deadline(&self) -> Duration {
+        match self.on_timeout {
+            OnTimeout::Cancel => self.timeout,
+            // The freeze only begins then, and takes as long as it takes.
+            OnTimeout::Freeze => self.timeout.saturating_mul(2).saturating_add(PATIENCE.saturating_mul(10)),
+        }
+    }
 }

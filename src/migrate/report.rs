@@ -145,6 +145,12 @@ impl Report {
         self.stages.extend(stages.iter().map(|(name, us)| Stage { name: name.clone(), us: *us }));
     }
 
+    /// Ends the report of a move that was cancelled.
+    pub fn cancel(&mut self, failure: &Failure) {
+        self.fail(failure);
+        self.outcome = Outcome::Cancelled;
+    }
+
     /// Ends the report with a failure; the outcome follows from its kind.
     pub fn fail(&mut self, failure: &Failure) {
         use crate::base::Kind;
@@ -154,6 +160,7 @@ impl Report {
             _ => Outcome::Failed,
         };
         self.reason = Some(failure.message.clone());
+        self.blockers.clone_from(&failure.blockers);
         self.error = Some(FailureJson { code: failure.kind.code(), failure: failure.clone() });
     }
 }

@@ -44,7 +44,8 @@ pub fn settle(store: &Store, id: &PodId, decision: Decision) -> Result<(), Failu
     if let Ok(mut client) = Client::connect(store, &record) {
         return client.moving(moving::Request::Settle(decision)).map(|_| ());
     }
-    // No monitor, so no frozen copy either (the host has restarted): only the record is left to settle.
+    // The host has restarted, or the monitor was killed: then its copy lies frozen, and nobody will ever thaw it.
+    crate::pod::monitor::sweep(store, &record)?;
     let (status, moved_to) = match decision {
         Decision::Committed => (Status::Moved, record.moved_to.clone()),
         Decision::Aborted => (Status::Lost, None),

@@ -2,7 +2,7 @@
 
 use super::clone;
 use super::report::{Outcome, Report};
-use super::target::{Owned, Request, Target};
+use super::target::{Came, Owned, Request, Target};
 use super::worker::take_record;
 use crate::base::spec::{Cidr, NetMode, Publish};
 use crate::base::{Failure, Kind, MoveId, PodId, PodName};
@@ -57,8 +57,15 @@ impl RestoreOrder {
 ///
 /// # Errors
 /// `Failed` for a damaged image, `Refused` when the pod lives here or its address answers, `Taken` for its name or
-/// ports; nothing is left behind.
+/// ports; nothing runs and nothing is left behind.
 pub fn run(store: &Store, order: &RestoreOrder, report: &mut Report) -> Result<Owned, Failure> {
+    bring_back(store, order, report).map_err(|f| {
+        let object = if f.object.is_empty() { report.pod.clone() } else { f.object };
+        Failure { object, ..f }
+    })
+}
+
+fn bring_back(store: &Store, order: &RestoreOrder, report: &mut Report) -> Result<Owned, Failure> {
     let name = order.source();
     let failed = |e: crate::image::Error| e.failure(&name);
     let mut reader = match &order.file {
@@ -151,6 +158,7 @@ fn request(store: &Store, order: &RestoreOrder, mut manifest: Manifest) -> Resul
         publish,
         takeover: order.takeover,
         deadline_ms: u64::try_from(DEADLINE.as_millis()).unwrap_or(u64::MAX),
+        came: Came::now(),
     })
 }
 

@@ -10,6 +10,7 @@
 use super::facts;
 use super::order::{Destination, Order};
 use super::private;
+use super::progress::Progress;
 use super::report::{Outcome, Report, Stopwatch};
 use super::sink::Sink;
 use super::verify::Digests;
@@ -26,26 +27,12 @@ use crate::wire::channel::Channel;
 use crate::wire::hello::{self, Hello};
 use crate::wire::identity::Identity;
 use crate::wire::message::Message;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long the target may take for an answer that needs little work.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// How much of the log travels, bytes.
 pub(super) const LOG_TAIL: u64 = 64 << 10;
-
-/// Set just before `Commit` is written down: from then on the mover must not be stopped by a signal.
-static COMMITTED: AtomicBool = AtomicBool::new(false);
-
-/// Whether this process's move has passed the commit point.
-pub fn committed() -> bool {
-    COMMITTED.load(Ordering::SeqCst)
-}
-
-/// The commit point is passed.
-pub(super) fn pass_commit_point() {
-    COMMITTED.store(true, Ordering::SeqCst);
-}
 
 /// A mover at work.
 pub(super) struct Mover<'a> {
@@ -65,6 +52,8 @@ pub(super) struct Mover<'a> {
     pub(super) held: Option<Instant>,
     /// Page frames and bytes sent.
     pub(super) pages: (u64, u64),
+    /// Where the user is told how far we are.
+    pub(super) progress: Progress,
     /// Hashes of all memory, where they were asked for.
     pub(super) digests: Option<Digests>,
 }
@@ -98,6 +87,7 @@ pub fn run(
     let move_id = MoveId::from_bits(random());
     client.moving(moving::Request::Begin { move_id: move_id.clone(), to: order.to.name() })?;
     let (frozen, held, pages, digests) = (None, None, (0, 0), None);
+    let progress = Progress::new(order.progress, pod.spec.name.as_str(), &pod.spec.id);
     let mut mover = Mover {
         order,
         store,
@@ -112,6 +102,7 @@ pub fn run(
         frozen,
         held,
         pages,
+        progress,
         digests,
     };
     mover.watch.lap("connect");
@@ -155,6 +146,14 @@ fn open(me: &Identity, order: &Order) -> Result<Sink, Failure> {
 /// # Errors
 /// No version in common, or the peer is gone.
 pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<Vec<Blocker>, Failure> {
+    Ok(hello::blockers(ours, &*meet(channel, ours)?))
+}
+
+/// Exchanges hellos; the peer's is returned.
+///
+/// # Errors
+/// As [`greet`].
+pub(super) fn meet(channel: &mut Channel, ours: &Hello) -> Result<Box<Hello>, Failure> {
     // TLS 1.3: a caller whose key is unknown there learns of it only by the closed connection.
     let turned_away = |e| match e {
         crate::wire::Error::Lost { host, .. } => crate::wire::Error::Untrusted {
@@ -173,7 +172,7 @@ pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<Vec<Blocker>,
         let host = channel.peer.clone();
         return Err(crate::wire::Error::Version { host, theirs: theirs.versions, ours: ours.versions }.into());
     }
-    Ok(hello::blockers(ours, &theirs))
+    Ok(theirs)
 }
 
 /// The peer said something that does not fit here.
@@ -186,10 +185,23 @@ impl Mover<'_> {
         self.pod.spec.name.to_string()
     }
 
-    /// Says to whoever asks `ps` where we are.
-    pub(super) fn stage(&mut self, stage: &str) -> Result<(), Failure> {
-        let stage = Stage { to: self.order.to.name(), stage: stage.to_owned(), ..Stage::default() };
-        self.client.moving(moving::Request::Stage(stage)).map(|_| ())
+    /// Says to the user, and to whoever asks `ps` or `watch`, where we are. May be called for every chunk: what is
+    /// told too soon after the last word of the same stage and round goes no further.
+    ///
+    /// # Errors
+    /// The monitor is gone, or the move was cancelled.
+    pub(super) fn stage(&mut self, stage: Stage) -> Result<(), Failure> {
+        let stage = Stage { to: self.order.to.name(), ..stage };
+        match self.progress.news(stage) {
+            Some(stage) => self.client.moving(moving::Request::Stage(stage)).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// So many bytes of memory more were sent.
+    pub(super) fn went(&mut self, bytes: u64) -> Result<(), Failure> {
+        let stage = self.progress.went(bytes, self.sink.sent());
+        self.stage(stage)
     }
 
     fn stages(&mut self, mut blockers: Vec<Blocker>) -> Result<(), Failure> {
@@ -199,16 +211,9 @@ impl Mover<'_> {
         if !blockers.is_empty() {
             return Err(Failure::refused(self.name(), blockers));
         }
-        self.stage("reservation")?;
+        self.stage(Stage::named("reservation"))?;
         self.reserve()?;
         self.watch.lap("reserve");
-        if self.order.dry_run {
-            // Nothing was frozen; the monitor lets go of the move when we hang up.
-            self.report.would_move = Some(true);
-            self.report.outcome = Outcome::Cancelled;
-            self.report.reason = Some("dry run: nothing was moved".to_owned());
-            return Ok(());
-        }
         // What would take long in the freeze and can be known now.
         for pid in self.cgroup.procs().unwrap_or_default() {
             crate::remote::look_ahead(pid);
@@ -221,6 +226,9 @@ impl Mover<'_> {
         self.report.warnings.extend(private::warnings(&self.pod.spec));
         self.send_tree(&tree)?;
         self.watch.lap("skeleton");
+        if self.order.dry_run {
+            return self.foretell(&source, &tree);
+        }
         let (tree, mut pre) = match self.order.live {
             true => self.precopy(&mut source, tree)?,
             false => (tree, None),
@@ -247,7 +255,7 @@ impl Mover<'_> {
             manifest: manifest.clone(),
             publish: self.order.publish.clone(),
             takeover: false,
-            deadline_ms: u64::try_from(self.order.timeout.as_millis()).unwrap_or(u64::MAX),
+            deadline_ms: u64::try_from(self.order.deadline().as_millis()).unwrap_or(u64::MAX),
             dry_run: self.order.dry_run,
         };
         match &mut self.sink {
@@ -286,18 +294,28 @@ impl Mover<'_> {
 
     /// Before commit: everything back as it was; the failure then says that the pod runs here.
     fn take_back(&mut self, failure: Failure) -> Failure {
+        // First the pod: it may be standing still. No `Commit` was sent, or the target's record says aborted.
+        let back = self.client.moving(moving::Request::Abort);
         if let Sink::Peer(channel) = &mut self.sink {
+            channel.patience(ANSWER);
             let _ = channel.message(&Message::Abort);
         }
-        let back = self.client.moving(moving::Request::Abort);
         let kind = match failure.kind {
             Kind::Refused | Kind::Unreachable | Kind::Taken => failure.kind,
             _ => Kind::BeforeCommit,
         };
-        let mut failure = Failure { kind, ..failure };
+        let object = if failure.object.is_empty() { self.name() } else { failure.object };
+        let mut failure = Failure { kind, object, ..failure };
         if let Err(trouble) = back {
-            failure.remedy =
-                format!("{} (the pod's monitor did not confirm: {})", failure.remedy, trouble.message);
+            failure.remedy = match crate::pod::monitor::sweep(self.store, &self.pod) {
+                Ok(()) => format!(
+                    "its monitor was killed meanwhile, and the pod with it: `podmig start {}`",
+                    self.name()
+                ),
+                Err(_) => {
+                    format!("{} (the pod's monitor did not confirm: {})", failure.remedy, trouble.message)
+                }
+            };
         }
         failure
     }

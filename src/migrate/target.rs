@@ -3,12 +3,14 @@
 //! ```text
 //! reserve → tree (skeleton) → pages … → state (finish) → prepare → own
 //! ```
-//! Until `own` returns, dropping the [`Target`] takes everything down: the skeletons die, and the pod's monitor, whose
-//! connection closes, records *aborted* and removes what it had made.
+//! Until `own` returns, dropping the [`Target`] takes everything down: the skeletons die, and the pod's monitor records
+//! *aborted* and removes what it had made; when the drop is done nothing is left. If this process dies the monitor sees its
+//! connection close, and does the same.
 
 use super::facts;
 use super::report::Stopwatch;
 use super::verify::{self, Digests};
+use super::worker::Kept;
 use crate::base::spec::Publish;
 use crate::base::{Blocker, Failure, Kind, MoveId};
 use crate::image::check;
@@ -17,6 +19,7 @@ use crate::memory::digest::Masks;
 use crate::memory::{Chunk, Filler, Run};
 use crate::net::{self, Frame, Replayer};
 use crate::pod::client::Client;
+use crate::pod::monitor::Prepared;
 use crate::pod::moving::{self, Arrival};
 use crate::pod::store::{self, Record as PodRecord, Status, Store};
 use crate::pod::{init, launch};
@@ -33,6 +36,8 @@ use std::time::{Duration, Instant};
 const CLOCK_MARGIN_NS: i64 = 5_000_000;
 /// How long the remains of an earlier attempt may take to go.
 const CLEARING: Duration = Duration::from_secs(5);
+/// How long the taking down of what was built may take, before it is left to the monitor alone.
+const TEAR_DOWN: Duration = Duration::from_secs(10);
 /// Sockets handed to the monitor at a time (SCM_MAX_FD is 253).
 const SOCKETS: usize = 200;
 
@@ -48,6 +53,20 @@ pub struct Request {
     pub takeover: bool,
     /// Time for the commit, milliseconds.
     pub deadline_ms: u64,
+    /// This host's clocks when the manifest, with those of the pod, came: whatever takes time from then on must not put
+    /// the pod's clocks back.
+    pub came: Came,
+}
+
+/// CLOCK_MONOTONIC and CLOCK_BOOTTIME of this host at one moment, nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Came(i64, i64);
+
+impl Came {
+    /// This moment.
+    pub fn now() -> Self {
+        Self(now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_BOOTTIME))
+    }
 }
 
 /// A pod being put together.
@@ -68,6 +87,8 @@ pub struct Target<'s> {
     frames: Vec<Frame>,
     log: Vec<u8>,
     watch: Stopwatch,
+    /// The monitor has the pod: nothing to take down.
+    owned: bool,
 }
 
 /// A pod that runs here.
@@ -147,30 +168,19 @@ impl<'s> Target<'s> {
         let watch = Stopwatch::start("target");
         Self::could_take(&request)?;
         let record = take_place(store, &request)?;
-        let (there, here) =
-            (request.manifest.clocks, (now(ClockId::CLOCK_MONOTONIC), now(ClockId::CLOCK_BOOTTIME)));
+        let (there, here) = (request.manifest.clocks, request.came);
         let clocks = Clocks {
             monotonic_ns: there.0 - here.0 + CLOCK_MARGIN_NS,
             boottime_ns: there.1 - here.1 + CLOCK_MARGIN_NS,
         };
-        let (mut client, prepared) = launch::incoming(store, &record, clocks, None)?;
-        client.moving(moving::Request::Arrive {
-            move_id: request.move_id.clone(),
-            deadline_ms: request.deadline_ms,
-        })?;
-        let lost = |what: &str| Failure::new(Kind::Failed, record.spec.name.as_str(), what.to_owned());
-        let ctx = TargetCtx {
-            init: prepared.info.init_pid.ok_or_else(|| lost("the monitor made no pid 1"))?,
-            syscall_at: init::syscall_address(),
-            cgroup: super::source::freezer_of(&prepared.info)?,
-            ports: prepared.ports.into_iter().collect(),
-        };
+        let (client, prepared) = launch::incoming(store, &record, clocks, None)?;
+        // Before anything that can fail: dropping it takes down what the monitor has made.
         let mut target = Self {
             store,
             request,
             record,
             client,
-            builder: Some(Builder::new(ctx)?),
+            builder: None,
             skeleton: None,
             tree: None,
             filler: None,
@@ -181,9 +191,33 @@ impl<'s> Target<'s> {
             frames: Vec::new(),
             log: Vec::new(),
             watch,
+            owned: false,
         };
+        target.arrive(prepared)?;
         target.watch.lap("reserve");
         Ok(target)
+    }
+
+    /// The attempt.
+    pub fn move_id(&self) -> &MoveId {
+        &self.request.move_id
+    }
+
+    fn arrive(&mut self, prepared: Prepared) -> Result<(), Failure> {
+        self.client.moving(moving::Request::Arrive {
+            move_id: self.request.move_id.clone(),
+            deadline_ms: self.request.deadline_ms,
+        })?;
+        let name = self.record.spec.name.as_str();
+        let lost = || Failure::new(Kind::Failed, name, "the monitor made no pid 1");
+        let ctx = TargetCtx {
+            init: prepared.info.init_pid.ok_or_else(lost)?,
+            syscall_at: init::syscall_address(),
+            cgroup: super::source::freezer_of(&prepared.info)?,
+            ports: prepared.ports.into_iter().collect(),
+        };
+        self.builder = Some(Builder::new(ctx)?);
+        Ok(())
     }
 
     fn builder(&mut self) -> Result<&mut Builder, Failure> {
@@ -196,7 +230,7 @@ impl<'s> Target<'s> {
     ///
     /// # Errors
     /// Files missing or different here (`Refused`), or what the kernel refuses.
-    pub fn tree(&mut self, tree: Tree) -> Result<bool, Failure> {
+    pub fn tree(&mut self, tree: Tree) -> Result<Kept, Failure> {
         check::tree(&tree).map_err(|e| e.failure("the stream"))?;
         let first = self.tree.is_none();
         let skeleton = match &self.tree {
@@ -207,7 +241,8 @@ impl<'s> Target<'s> {
             None => self.filler = Some(Filler::new(&tree, &skeleton.pids, &skeleton.objects)?),
             Some(filler) => filler.update(&tree, &skeleton.pids, &skeleton.objects)?,
         }
-        let kept = !skeleton.anew;
+        let lost = skeleton.lost.iter().map(|(mm, r)| (mm.0, r.start, r.end)).collect();
+        let kept = (!skeleton.anew, lost);
         self.skeleton = Some(skeleton);
         self.tree = Some(tree);
         self.watch.lap(if first { "skeleton" } else { "update" });
@@ -268,6 +303,11 @@ impl<'s> Target<'s> {
         let state = self.state.take().ok_or_else(incomplete)?;
         let builder = self.builder.take().ok_or_else(incomplete)?;
         let cmd_pid = self.request.manifest.cmd_pid;
+        if cmd_pid != 0 && !self.tree.iter().flat_map(|t| &t.procs).any(|p| p.pid == cmd_pid) {
+            let text = format!("its command, process {cmd_pid}, is not among its processes");
+            return Err(crate::image::Error::Damaged(text).failure("the stream"));
+        }
+        // None: a zombie, which pid 1 reaps.
         let cmd_host_pid =
             self.skeleton.as_ref().and_then(|s| s.pids.get(&MmId(cmd_pid)).copied()).unwrap_or(0);
         builder.detach_frozen()?;
@@ -309,19 +349,43 @@ impl<'s> Target<'s> {
         }
     }
 
-    /// The commit: the monitor records it and brings the pod to life.
+    /// The commit: the monitor records it and brings the pod to life. Once that has happened this cannot fail.
     ///
     /// # Errors
-    /// The record says aborted.
+    /// The record says aborted, or the monitor (and with it the pod) died; nothing is left.
     pub fn own(mut self) -> Result<Owned, Failure> {
         let frames = std::mem::take(&mut self.frames);
-        let reply = self.client.moving(moving::Request::Own { frames })?;
-        let stages = match reply {
+        let stages = match self.client.moving(moving::Request::Own { frames })? {
             moving::Reply::Activated { stages } => stages,
             _ => Vec::new(),
         };
-        let record = self.store.get(&self.record.spec.id)?.unwrap_or(self.record);
+        self.owned = true;
+        let record = self.store.get(&self.record.spec.id).ok().flatten();
+        let record = record.unwrap_or_else(|| self.record.clone());
         Ok(Owned { stages, record, warnings: std::mem::take(&mut self.finished.warnings), replayer: None })
+    }
+
+    /// Kills what was built, then has the monitor remove what it made and end.
+    fn take_down(&mut self) {
+        (self.filler, self.skeleton) = (None, None);
+        drop(self.builder.take());
+        self.client.patience(TEAR_DOWN);
+        if let Err(refusal) = self.client.moving(moving::Request::GiveUp) {
+            // It is gone, or as good as: its pod with it.
+            tracing::debug!("giving up: {refusal}");
+            self.client.hang_up();
+            if let Err(left) = crate::pod::monitor::sweep(self.store, &self.record) {
+                tracing::warn!("an arriving pod was not removed as a whole: {left}");
+            }
+        }
+    }
+}
+
+impl Drop for Target<'_> {
+    fn drop(&mut self) {
+        if !self.owned {
+            self.take_down();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::facts;
 use super::names::{self, Named};
 use super::source::greet;
-use super::target::{Request, Target};
+use super::target::{Came, Request, Target};
 use crate::base::{Decision, Failure, Kind, MoveId, PodId};
 use crate::image::check;
 use crate::image::record::Record;
@@ -13,8 +13,10 @@ use crate::pod::moving;
 use crate::pod::store::Store;
 use crate::wire::channel::{Channel, Incoming};
 use crate::wire::message::Message;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// An activation that takes longer is a line in the agent's log.
+const SLOW: Duration = Duration::from_secs(1);
 /// How long a caller may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -24,13 +26,20 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
         facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
     greet(&mut channel, &ours)?;
     let mut name = String::new();
-    let mut served = match channel.expect(PATIENCE)? {
+    let first = channel.expect(PATIENCE)?;
+    let came = Came::now();
+    let mut served = match first {
         Message::Reserve { move_id, manifest, publish, takeover, deadline_ms, dry_run } => {
             name = manifest.spec.name.to_string();
-            let request = Request { move_id, manifest: *manifest, publish, takeover, deadline_ms };
-            if dry_run { rehearse(&mut channel, &request) } else { receive(store, &mut channel, request) }
+            let request = Request { move_id, manifest: *manifest, publish, takeover, deadline_ms, came };
+            match receive(store, &mut channel, request, dry_run) {
+                // The source knows already.
+                Ok(Some(failure)) => return Err(failure),
+                other => other.map(drop),
+            }
         }
         Message::Query { move_id, pod } => answer(store, &mut channel, &move_id, &pod),
+        Message::Check => Ok(channel.message(&Message::Checked(crate::kernel::features::all()))?),
         other => {
             Err(crate::wire::Error::Protocol { host: channel.peer.clone(), got: other.name().into() }.into())
         }
@@ -45,16 +54,33 @@ pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
     served
 }
 
-/// `--dry-run`: would we take it?
-fn rehearse(channel: &mut Channel, request: &Request) -> Result<(), Failure> {
-    Target::could_take(request)?;
-    channel.message(&Message::Reserved)?;
-    Ok(())
+/// Takes a pod. Whatever fails before the commit takes down what was built (dropping the target does), but not before the
+/// source knows: its copy stands still meanwhile. Such a failure, once told, is returned. A rehearsal is the same, and
+/// never gets to the end.
+fn receive(
+    store: &Store,
+    channel: &mut Channel,
+    request: Request,
+    rehearsal: bool,
+) -> Result<Option<Failure>, Failure> {
+    let mut target = Target::reserve(store, request)?;
+    match converse(channel, &mut target, rehearsal) {
+        Ok(true) => activate(store, channel, target),
+        Ok(false) => {
+            drop(target);
+            let _ = channel.message(&Message::Aborted);
+            Ok(None)
+        }
+        Err(failure) => {
+            let _ = channel.message(&Message::Refused(failure.clone()));
+            drop(target);
+            Ok(Some(failure))
+        }
+    }
 }
 
-/// Takes a pod. Whatever fails before the commit takes down what was built (dropping the target does).
-fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(), Failure> {
-    let mut target = Target::reserve(store, request)?;
+/// What the source says up to its `Commit` (`true`) or `Abort`.
+fn converse(channel: &mut Channel, target: &mut Target<'_>, rehearsal: bool) -> Result<bool, Failure> {
     channel.message(&Message::Reserved)?;
     loop {
         let Some(incoming) = channel.next()? else {
@@ -67,8 +93,8 @@ fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(),
         match incoming {
             Incoming::Pages(body) => target.pages(body)?,
             Incoming::Record(record) => {
-                if let Some(kept) = take_record(&mut target, *record)? {
-                    channel.message(&Message::Built { kept })?;
+                if let Some((kept, lost)) = take_record(target, *record)? {
+                    channel.message(&Message::Built { kept, lost })?;
                 }
             }
             Incoming::Message(message) => match *message {
@@ -78,16 +104,12 @@ fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(),
                     target.verify(&digests)?;
                     channel.message(&Message::Verified)?;
                 }
-                Message::Seal => {
+                Message::Seal if !rehearsal => {
                     let stages = target.prepare()?;
                     channel.message(&Message::Prepared { stages })?;
                 }
-                Message::Commit => return activate(store, channel, target),
-                Message::Abort => {
-                    drop(target);
-                    let _ = channel.message(&Message::Aborted);
-                    return Ok(());
-                }
+                Message::Commit if !rehearsal => return Ok(true),
+                Message::Abort => return Ok(false),
                 other => {
                     let host = channel.peer.clone();
                     return Err(crate::wire::Error::Protocol { host, got: other.name().into() }.into());
@@ -97,8 +119,11 @@ fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(),
     }
 }
 
+/// Whether what was filled before a change of the tree is still in place, and where it is not all the same.
+pub(super) type Kept = (bool, Vec<(i32, u64, u64)>);
+
 /// Applies a record. After a tree, which is to be confirmed: whether what was filled before is still in place.
-pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Option<bool>, Failure> {
+pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Option<Kept>, Failure> {
     let damaged = |e: crate::image::Error| e.failure("the stream");
     match record {
         Record::Tree(tree) => {
@@ -120,14 +145,21 @@ pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Opt
 }
 
 /// The source committed. From here on the pod is this host's whatever becomes of the caller or of us.
-fn activate(store: &Store, channel: &mut Channel, target: Target<'_>) -> Result<(), Failure> {
+fn activate(store: &Store, channel: &mut Channel, target: Target<'_>) -> Result<Option<Failure>, Failure> {
+    let (start, move_id) = (Instant::now(), target.move_id().clone());
     let mut owned = match target.own() {
         Ok(owned) => owned,
         Err(failure) => {
-            let _ = channel.message(&Message::Decided(Decision::Aborted));
-            return Err(failure);
+            // The record decides, whatever became of the monitor. No answer is for the source to ask again.
+            if let Ok(stands) = Decisions::new(&store.places.var).record(&move_id, Decision::Aborted) {
+                let _ = channel.message(&Message::Decided(stands));
+            }
+            return Ok(Some(failure));
         }
     };
+    if start.elapsed() >= SLOW {
+        tracing::warn!(took = ?start.elapsed(), "the activation was slow: see the pod's monitor.log");
+    }
     let stages = std::mem::take(&mut owned.stages);
     let publish = owned.record.spec.net.publish.clone();
     channel.message(&Message::Activated { stages, dns: "none".into(), publish })?;
@@ -141,7 +173,7 @@ fn activate(store: &Store, channel: &mut Channel, target: Target<'_>) -> Result<
             owned.late_frames(frames, store);
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// What became of an attempt? Undecided ones are aborted by the question: whoever asks has committed and lost

@@ -47,29 +47,36 @@ impl Announcer {
         }
         Ok(())
     }
-}
 
-/// Announces the pod now, and again at [`REPEATS`] from a thread of its own, since a single frame may be lost. That thread
-/// keeps the pod's namespace for the last of these times at most, and ends early when the link goes away.
-///
-/// # Errors
-/// As [`Announcer::send`].
-pub fn announce(link: &Link, netns: BorrowedFd<'_>) -> Result<(), Error> {
-    let announcer = Announcer::open(link, netns)?;
-    announcer.send()?;
-    if announcer.packet.is_some() {
+    /// Announces now, and again at [`REPEATS`] from a thread of its own, since a single frame may be lost. That thread keeps
+    /// the pod's namespace for the last of these times at most, and ends early when the link goes away.
+    ///
+    /// # Errors
+    /// As [`Announcer::send`].
+    pub fn send_repeatedly(self) -> Result<(), Error> {
+        self.send()?;
+        if self.packet.is_none() {
+            return Ok(());
+        }
         let repeat = move || {
             let mut before = Duration::ZERO;
             for at in REPEATS {
                 std::thread::sleep(at.saturating_sub(before));
                 before = at;
-                if announcer.send().is_err() {
+                if self.send().is_err() {
                     return;
                 }
             }
         };
         let started = std::thread::Builder::new().name("announce".to_owned()).spawn(repeat);
-        started.map_err(Error::io("start a thread"))?;
+        started.map(drop).map_err(Error::io("start a thread"))
     }
-    Ok(())
+}
+
+/// Opens an [`Announcer`] and has it [`Announcer::send_repeatedly`].
+///
+/// # Errors
+/// As these.
+pub fn announce(link: &Link, netns: BorrowedFd<'_>) -> Result<(), Error> {
+    Announcer::open(link, netns)?.send_repeatedly()
 }

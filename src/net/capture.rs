@@ -216,13 +216,14 @@ pub fn replay(link: &Link, frames: &[Frame]) -> Result<Replayed, Error> {
 fn send_all(packet: &Packet, mac: Option<[u8; 6]>, frames: &[Frame], multicast: bool) -> Replayed {
     let mut done = Replayed::default();
     let mut buffer = Vec::new();
+    let limit = Instant::now() + PATIENCE;
     for frame in frames {
         let dest = frame.bytes.first_chunk::<6>().filter(|_| frame.bytes.len() >= ETH_HDR);
         let ours = dest.is_some_and(|d| mac == Some(*d) || (multicast && d[0] & 1 == 1));
         buffer.clear();
         buffer.extend_from_slice(&frame.vnet_hdr);
         buffer.extend_from_slice(&frame.bytes);
-        if ours && frame.bytes.len() <= MAX_FRAME && send_one(packet, &buffer) {
+        if ours && frame.bytes.len() <= MAX_FRAME && send_one(packet, &buffer, limit) {
             done.sent += 1;
         } else {
             done.skipped += 1;
@@ -231,9 +232,12 @@ fn send_all(packet: &Packet, mac: Option<[u8; 6]>, frames: &[Frame], multicast: 
     done
 }
 
-/// Sends one frame; waits for room for 20 ms at most. A frame the kernel refuses is its sender's to repeat.
-fn send_one(packet: &Packet, bytes: &[u8]) -> bool {
-    let limit = Instant::now() + Duration::from_millis(20);
+/// How long a replay may wait for room in the link, in all: a frame that is left out costs its sender a repetition, but
+/// the pod stands still meanwhile.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Sends one frame; waits for room up to `limit`. A frame the kernel refuses is its sender's to repeat.
+fn send_one(packet: &Packet, bytes: &[u8], limit: Instant) -> bool {
     loop {
         match packet.send(bytes) {
             Ok(()) => return true,

@@ -6,6 +6,8 @@ use crate::base::{Failure, Kind, PodName};
 use crate::kernel::seqpacket;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -35,6 +37,10 @@ impl Client {
     /// # Errors
     /// It does not run (the pod has ended), or speaks another protocol.
     pub fn connect(store: &Store, record: &Record) -> Result<Client, Failure> {
+        Client::dial(store, record, None)
+    }
+
+    fn dial(store: &Store, record: &Record, limit: Option<Duration>) -> Result<Client, Failure> {
         let name = record.spec.name.clone();
         let path = store.places.socket(&record.spec.id);
         let fd = seqpacket::dial(&path).map_err(|e| match e.raw_os_error() {
@@ -56,8 +62,30 @@ impl Client {
             ),
         })?;
         let client = Client { fd, name, events: VecDeque::new() };
+        if let Some(limit) = limit {
+            let time = TimeVal::new(
+                i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+                i64::from(limit.subsec_micros()),
+            );
+            // Without it a monitor that hangs is waited for.
+            let _ = setsockopt(&client.fd, sockopt::ReceiveTimeout, &time);
+        }
         proto::offer(&client.fd).and_then(|()| proto::accepted(&client.fd)).map_err(|e| client.failed(e))?;
         Ok(client)
+    }
+
+    /// From now on no answer is waited for longer than `limit`; one that does not come is an error.
+    pub fn patience(&self, limit: Duration) {
+        let limit = nix::sys::time::TimeVal::new(limit.as_secs().cast_signed(), 0);
+        let _ = nix::sys::socket::setsockopt(&self.fd, nix::sys::socket::sockopt::ReceiveTimeout, &limit);
+    }
+
+    /// The same; every later answer that takes longer than `limit` is an error.
+    ///
+    /// # Errors
+    /// As [`Client::connect`], and when the monitor does not greet in time.
+    pub fn connect_within(store: &Store, record: &Record, limit: Duration) -> Result<Client, Failure> {
+        Client::dial(store, record, Some(limit))
     }
 
     /// Ends the conversation: the monitor sees the caller as gone.
@@ -181,6 +209,11 @@ impl Client {
     /// `log`, a hint whenever the log has grown.
     pub fn watch(&mut self, log: bool) -> Result<(), Failure> {
         self.done(&Request::Watch { log }, &[])
+    }
+
+    /// As [`Client::watch`] without the log, and where a move under way is: at once and whenever it gets further.
+    pub fn follow(&mut self) -> Result<(), Failure> {
+        self.done(&Request::Follow, &[])
     }
 
     /// The next event; `None` when none comes before `deadline`.

@@ -116,6 +116,8 @@ pub enum Request {
         /// Signal number.
         signal: i32,
     },
+    /// As `Watch` without the log, and [`Event::Move`] too (the present one at once).
+    Follow,
 }
 
 /// The one answer to a request.
@@ -166,6 +168,8 @@ pub enum Event {
     Logged,
     /// A start failed; nothing is left of the pod. The last message on the starter's connection.
     StartFailed(Failure),
+    /// The move under way has got this far; `None`: there is none, or it is over. Only for [`Request::Follow`].
+    Move(Option<moving::Stage>),
 }
 
 /// A channel between the pod and its monitor, as found in the pod's descriptor tables.
@@ -204,6 +208,8 @@ pub struct Info {
     pub boottime_offset_ns: i64,
     /// The pod's directory in the cgroup tree, relative to the root of the hierarchy (`podmig/ID/pod`).
     pub cgroup: String,
+    /// The move under way.
+    pub moving: Option<moving::Stage>,
 }
 
 /// What a monitor sends: the answer to the oldest unanswered request, or an event.

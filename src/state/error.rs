@@ -71,6 +71,15 @@ impl Error {
         }
     }
 
+    /// Whether something went away while it was looked at: the next look may do better.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Gone { .. } => true,
+            Self::Object(e) => e.is_missing(),
+            _ => false,
+        }
+    }
+
     /// For `ok_or_else` of a parser.
     pub fn odd(pid: i32, what: impl Into<String>) -> impl FnOnce() -> Self {
         let what = what.into();

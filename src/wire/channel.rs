@@ -5,6 +5,7 @@ use super::message::Message;
 use super::{Error, tls};
 use crate::image::frame::{self, FrameKind};
 use crate::image::record::Record;
+use crate::kernel::sock;
 use crate::policy::hosts::{Host, Via};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
@@ -207,6 +208,18 @@ impl Channel {
         }
     }
 
+    /// Whether the peer's kernel has all we sent. Over ssh it is taken for granted: a lost peer ends the session.
+    pub fn delivered(&self) -> bool {
+        self.transport.socket().is_none_or(|s| sock::outq(s).is_ok_and(|waiting| waiting == 0))
+    }
+
+    /// From now on a read or write that stands still for `limit` is an error (not over ssh).
+    pub fn patience(&self, limit: Duration) {
+        if let Some(socket) = self.transport.socket() {
+            let _ = socket.set_read_timeout(Some(limit)).and_then(|()| socket.set_write_timeout(Some(limit)));
+        }
+    }
+
     /// The next frame; `None` when the peer closed between frames.
     pub fn next(&mut self) -> Result<Option<Incoming<'_>>, Error> {
         let lost = |peer: &str, source| Error::Lost { host: peer.to_owned(), source };
@@ -349,6 +362,7 @@ mod tests {
         assert_eq!(server.expect(CONNECT).unwrap(), Message::Seal);
         assert!(matches!(server.next().unwrap(), Some(Incoming::Pages(p)) if p.len() == 100_003));
         assert!(!client.wait_readable(Duration::ZERO).unwrap());
+        assert!(client.delivered());
         server.message(&Message::Refused(Failure::new(Kind::Taken, "x", "y"))).unwrap();
         assert!(matches!(client.expect(CONNECT), Err(Error::Refused(_))));
         drop(client);

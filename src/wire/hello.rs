@@ -28,6 +28,8 @@ pub struct Hello {
     pub realtime_ns: i64,
     /// Largest pid + 1.
     pub pid_max: i32,
+    /// Memory that could be given to new pods, bytes.
+    pub memory: u64,
 }
 
 /// Highest version both speak.
@@ -136,6 +138,7 @@ mod tests {
             vdso: (8192, 1),
             realtime_ns: 0,
             pid_max: 32768,
+            memory: 1 << 30,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::hello::Hello;
 use crate::base::{Decision, Failure, MoveId, PodId};
 use crate::image::record::Manifest;
+use crate::kernel::features::Finding;
 use serde::{Deserialize, Serialize};
 
 /// One stage of the report: its name and length in microseconds.
@@ -34,6 +35,8 @@ pub enum Message {
     Built {
         /// What was sent before is still in place; else the skeleton was built from the beginning.
         kept: bool,
+        /// What is not in place all the same: process and range.
+        lost: Vec<(i32, u64, u64)>,
     },
     /// Source: say when everything up to here is in place.
     Sync,
@@ -78,6 +81,10 @@ pub enum Message {
     Digest(Vec<(String, u64)>),
     /// Target: they are the same here.
     Verified,
+    /// What works on your host?
+    Check,
+    /// This does, and this does not.
+    Checked(Vec<Finding>),
 }
 
 impl Message {
@@ -102,6 +109,8 @@ impl Message {
             Message::Decided(_) => "decided",
             Message::Digest(_) => "digest",
             Message::Verified => "verified",
+            Message::Check => "check",
+            Message::Checked(_) => "checked",
         }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod clients;
+pub mod footprint;
 pub mod lab;
 pub mod podhost;
 pub mod steps;

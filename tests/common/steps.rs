@@ -128,9 +128,23 @@ pub fn scene(lab: &Lab) -> String {
     text
 }
 
-/// Moves a pod; its report.
+/// Moves a pod while it stands still; its report.
 pub fn move_pod(lab: &Lab, pod: &str, from: &Host, to: &Host) -> Result<Value, String> {
-    let report = json(lab, from, &["move", pod, &to.name, "--mode", "warm"], 0)?;
+    moved(lab, pod, from, to, &["--mode", "warm"])
+}
+
+/// Moves a pod with pre-copy, its memory compared at both ends before the commit; its report.
+pub fn move_live(lab: &Lab, pod: &str, from: &Host, to: &Host) -> Result<Value, String> {
+    let report = moved(lab, pod, from, to, &["--mode", "live", "--verify"])?;
+    let rounds = report["rounds"].as_array().map_or(0, Vec::len);
+    if report["verified"] != true || report["mode"] != "live" || report["tracker"] == "none" || rounds == 0 {
+        return Err(format!("a live move that was none, or that was not verified:\n{report:#}"));
+    }
+    Ok(report)
+}
+
+fn moved(lab: &Lab, pod: &str, from: &Host, to: &Host, how: &[&str]) -> Result<Value, String> {
+    let report = json(lab, from, &[&["move", pod, to.name.as_str()], how].concat(), 0)?;
     let outcome = report["outcome"].as_str().unwrap_or_default();
     if outcome != "moved" || report["connections"]["lost"] != 0 {
         return Err(format!("a move that exits 0 says\n{report:#}"));

@@ -13,8 +13,8 @@ pub struct CheckpointArgs {
     /// Let the pod run on
     #[arg(long)]
     pub leave_running: bool,
-    /// Progress on standard error: json
-    #[arg(long, value_name = "FORM")]
+    /// Progress on standard error: line, json or none [default: line at a terminal]
+    #[arg(long, value_name = "FORM", num_args = 0..=1, default_missing_value = "line")]
     pub progress: Option<String>,
 }
 
@@ -48,9 +48,6 @@ pub struct RestoreArgs {
     /// Host name inside
     #[arg(long, value_name = "H")]
     pub hostname: Option<String>,
-    /// Progress on standard error: json
-    #[arg(long, value_name = "FORM")]
-    pub progress: Option<String>,
 }
 
 /// `podmig move`.
@@ -84,8 +81,8 @@ pub struct MoveArgs {
     /// Publish ports there as these instead of as here
     #[arg(short, long, value_name = "[[IP:]HOST:]POD[/udp]")]
     pub publish: Vec<String>,
-    /// Progress on standard error: json
-    #[arg(long, value_name = "FORM")]
+    /// Progress on standard error: line, json or none [default: line at a terminal]
+    #[arg(long, value_name = "FORM", num_args = 0..=1, default_missing_value = "line")]
     pub progress: Option<String>,
 }
 

@@ -4,6 +4,7 @@ use super::{each, flag, maybe, usage};
 use crate::base::spec::{Cidr, NetMode, Publish};
 use crate::base::{Failure, PodName};
 use crate::cli::args::{CheckpointArgs, MoveArgs, RestoreArgs};
+use crate::migrate::progress::Form;
 use crate::policy::{hosts, values};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -62,14 +63,16 @@ pub struct MoveRequest {
     pub bandwidth: Option<u64>,
     /// Longest time of the whole move.
     pub timeout: Duration,
+    /// The same as typed.
+    pub timeout_text: String,
     /// What to do then.
     pub on_timeout: OnTimeout,
     /// Compare all memory before commit.
     pub verify: bool,
     /// Ports there, instead of those here.
     pub publish: Vec<Publish>,
-    /// JSON progress on standard error.
-    pub progress: bool,
+    /// How progress is told; `None`: as standard error is.
+    pub progress: Option<Form>,
 }
 
 /// `podmig checkpoint`.
@@ -81,8 +84,8 @@ pub struct CheckpointRequest {
     pub output: Option<PathBuf>,
     /// Let the pod run on.
     pub leave_running: bool,
-    /// JSON progress on standard error.
-    pub progress: bool,
+    /// How progress is told; `None`: as standard error is.
+    pub progress: Option<Form>,
 }
 
 /// `podmig restore`.
@@ -106,8 +109,6 @@ pub struct RestoreRequest {
     pub gateway: Option<IpAddr>,
     /// Host name inside.
     pub hostname: Option<String>,
-    /// JSON progress on standard error.
-    pub progress: bool,
 }
 
 /// A host as typed.
@@ -123,12 +124,14 @@ pub(super) fn host_ref(text: &str) -> Result<HostRef, String> {
         .map_err(|_| "a host is a name of `podmig host ls` or ssh://[USER@]HOST[:PORT]".to_owned())
 }
 
-fn progress(text: Option<&String>) -> Result<bool, Failure> {
+fn progress(text: Option<&String>) -> Result<Option<Form>, Failure> {
     let form = |t: &str| match t {
-        "json" => Ok(()),
-        _ => Err("the one form of progress is json".to_owned()),
+        "line" => Ok(Form::Line),
+        "json" => Ok(Form::Json),
+        "none" => Ok(Form::Off),
+        _ => Err("progress is told as line, json or none".to_owned()),
     };
-    Ok(maybe("--progress", text, form)?.is_some())
+    maybe("--progress", text, form)
 }
 
 /// `-` is standard input or output.
@@ -165,7 +168,6 @@ pub(super) fn restore(a: &RestoreArgs) -> Result<RestoreRequest, Failure> {
         ip: maybe("--ip", a.ip.as_ref(), values::cidr)?,
         gateway: maybe("--gateway", a.gateway.as_ref(), values::address)?,
         hostname: maybe("--hostname", a.hostname.as_ref(), values::hostname)?,
-        progress: progress(a.progress.as_ref())?,
     })
 }
 
@@ -191,6 +193,7 @@ pub(super) fn carry(a: &MoveArgs) -> Result<MoveRequest, Failure> {
         max_downtime: flag("--max-downtime", &a.max_downtime, values::duration)?,
         bandwidth: maybe("--bandwidth", a.bandwidth.as_ref(), values::rate)?,
         timeout: flag("--timeout", &a.timeout, values::duration)?,
+        timeout_text: a.timeout.clone(),
         on_timeout: flag("--on-timeout", &a.on_timeout, on_timeout)?,
         verify: a.verify,
         publish: each("--publish", &a.publish, values::publish)?,

@@ -96,7 +96,7 @@ fn a_move_with_every_flag() {
     assert_eq!(m.host, HostRef::Ssh { target: "root@b".into(), port: Some(2222) });
     assert_eq!(
         (m.mode, m.on_timeout, m.dry_run, m.verify, m.progress),
-        (Mode::Warm, OnTimeout::Freeze, true, true, true)
+        (Mode::Warm, OnTimeout::Freeze, true, true, Some(crate::migrate::progress::Form::Json))
     );
     assert_eq!((m.max_downtime, m.timeout), (Duration::from_millis(50), Duration::from_secs(60)));
     assert_eq!(m.bandwidth, Some(100 << 20));

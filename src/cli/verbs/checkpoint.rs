@@ -1,9 +1,11 @@
 //! `podmig checkpoint`: write a pod to a file and stop it.
 
-use super::reach;
+use super::r#move::{progress_form, tell};
+use super::{interrupt, reach};
 use crate::base::Failure;
 use crate::cli::request::CheckpointRequest;
 use crate::cli::{Context, privilege};
+use crate::image::file::part_of;
 use crate::migrate::order::{Destination, OnTimeout, Order};
 use crate::migrate::report::Report;
 use crate::migrate::{facts, source};
@@ -30,9 +32,21 @@ pub fn run(ctx: &Context, r: CheckpointRequest) -> Result<i32, Failure> {
         timeout: TIMEOUT,
         publish: None,
         leave_running: r.leave_running,
+        progress: progress_form(ctx, r.progress),
     };
     let (to, from) = (order.to.name(), facts::hostname());
     let mut report = Report::new(record.spec.name.as_str(), &record.spec.id, &from, &to, "warm");
+    let part = match &order.to {
+        Destination::File(path) => part_of(path),
+        _ => None,
+    };
+    interrupt::arm(interrupt::End {
+        report: report.clone(),
+        json: ctx.json,
+        to_stderr: to_stdout,
+        part,
+        limit: None,
+    });
     let done = source::run(&ctx.store, &me, record, &order, &mut report);
-    super::r#move::tell(ctx, report, done, to_stdout)
+    tell(ctx, report, done, to_stdout)
 }

@@ -1,8 +1,10 @@
 //! `podmig inspect`: everything known about a pod, as one JSON object.
 
+use super::reach;
 use crate::base::spec::{Limits, StartType, User, Volume};
 use crate::base::{Failure, Kind};
 use crate::cli::{Context, out, shape};
+use crate::pod::moving::Stage;
 use crate::pod::store::Record;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -43,7 +45,8 @@ struct Whole<'a> {
 pub fn run(ctx: &Context, name: &str) -> Result<i32, Failure> {
     let record = ctx.store.find(name)?;
     let away = ctx.store.find_here(name).err().map(Failure::from).filter(|f| f.kind == Kind::Elsewhere);
-    let whole = whole(ctx, &record, away.as_ref());
+    let stage = reach::stage(ctx, &record);
+    let whole = whole(ctx, &record, stage.as_ref(), away.as_ref());
     if ctx.json {
         out::json(&whole);
     } else {
@@ -55,11 +58,11 @@ pub fn run(ctx: &Context, name: &str) -> Result<i32, Failure> {
     Ok(away.map_or(0, |f| f.kind.code()))
 }
 
-fn whole<'a>(ctx: &Context, r: &'a Record, away: Option<&'a Failure>) -> Whole<'a> {
+fn whole<'a>(ctx: &Context, r: &'a Record, stage: Option<&Stage>, away: Option<&'a Failure>) -> Whole<'a> {
     let here = r.status.is_here();
     let mac = r.spec.net.mac.map(|m| m.map(|b| format!("{b:02x}")).join(":"));
     Whole {
-        pod: shape::Pod::new(r),
+        pod: shape::Pod::moving(r, stage),
         hostname: &r.spec.hostname,
         mac,
         gateway: r.spec.net.gateway,

@@ -11,6 +11,7 @@ mod generate;
 mod host;
 mod image;
 mod inspect;
+mod interrupt;
 mod kill;
 mod logs;
 mod r#move;

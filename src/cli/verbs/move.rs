@@ -1,16 +1,17 @@
 //! `podmig move`: move a running pod to another host.
 
-use super::reach;
-use crate::base::{Failure, Kind};
+use super::{interrupt, reach};
+use crate::base::Failure;
 use crate::cli::request::{HostRef, Mode as Asked, MoveRequest, OnTimeout as AfterTime};
 use crate::cli::{Context, out, privilege};
-use crate::migrate::facts;
 use crate::migrate::order::{Destination, OnTimeout, Order};
-use crate::migrate::report::{Outcome, Report};
-use crate::migrate::source;
+use crate::migrate::progress::Form;
+use crate::migrate::report::{Outcome, Predicted, Report};
+use crate::migrate::{facts, point, source};
 use crate::policy::hosts::{Host, Via};
 use crate::wire::hosts::Hosts;
 use crate::wire::identity::Identity;
+use std::io::IsTerminal;
 
 /// Moves it; the report goes to standard output.
 pub fn run(ctx: &Context, r: MoveRequest) -> Result<i32, Failure> {
@@ -21,9 +22,6 @@ pub fn run(ctx: &Context, r: MoveRequest) -> Result<i32, Failure> {
         Asked::Cold => return Err(out::not_yet("move --mode cold")),
         Asked::PostCopy => return Err(out::not_yet("move --mode post-copy")),
     };
-    if r.progress {
-        return Err(out::not_yet("move --progress"));
-    }
     let (record, _) = reach::running(ctx, &r.pod)?;
     let host = host(ctx, &r.host)?;
     let me = Identity::load(&ctx.places.key())?;
@@ -41,13 +39,46 @@ pub fn run(ctx: &Context, r: MoveRequest) -> Result<i32, Failure> {
         timeout: r.timeout,
         publish: (!r.publish.is_empty()).then(|| r.publish.clone()),
         leave_running: false,
+        progress: progress_form(ctx, r.progress),
     };
     let to = order.to.name();
     let mut report = Report::new(record.spec.name.as_str(), &record.spec.id, &facts::hostname(), &to, "warm");
-    let name = record.spec.name.to_string();
-    cancel_on_signal(name, ctx.json);
+    let limit = (r.on_timeout == AfterTime::Cancel).then_some((r.timeout, r.timeout_text));
+    interrupt::arm(interrupt::End {
+        report: report.clone(),
+        json: ctx.json,
+        to_stderr: false,
+        part: None,
+        limit,
+    });
     let done = source::run(&ctx.store, &me, record, &order, &mut report);
+    if r.dry_run {
+        report.would_move = Some(done.is_ok());
+    }
     tell(ctx, report, done, false)
+}
+
+/// What a dry run found, for people.
+fn foretold(report: &Report, p: &Predicted) -> String {
+    let ms = |us: u64| us as f64 / 1000.0;
+    format!(
+        "{} would move to {}: frozen about {:.0} ms (at most {:.0} ms), {:.0} MiB in about {:.1} s",
+        report.pod,
+        report.to,
+        ms(p.frozen_us),
+        ms(p.frozen_us_max),
+        p.bytes as f64 / f64::from(1 << 20),
+        ms(p.total_us) / 1000.0
+    )
+}
+
+/// As asked for; else a line for whoever sits at the terminal.
+pub(super) fn progress_form(ctx: &Context, asked: Option<Form>) -> Form {
+    match asked {
+        Some(form) => form,
+        None if !ctx.json && std::io::stderr().is_terminal() => Form::Line,
+        None => Form::Off,
+    }
 }
 
 /// Prints the report (or the failure) and turns it into an exit code.
@@ -58,6 +89,10 @@ pub(super) fn tell(
     to_stderr: bool,
 ) -> Result<i32, Failure> {
     let json = |report: &Report| if to_stderr { out::json_to_stderr(report) } else { out::json(report) };
+    // From here nothing is cancelled any more. Whoever did that before tells so, and ends this process.
+    while !point::pass() {
+        std::thread::park();
+    }
     if let Err(failure) = done {
         report.fail(&failure);
         if ctx.json {
@@ -93,7 +128,10 @@ pub(super) fn tell(
         Outcome::Restored => {
             format!("{} restored from {} in {:.1} ms", report.pod, report.from, ms(report.total_us))
         }
-        other => format!("{}: {other:?}", report.pod),
+        other => match &report.predicted {
+            Some(p) => foretold(&report, p),
+            None => format!("{}: {other:?}", report.pod),
+        },
     };
     if to_stderr {
         eprintln!("{text}");
@@ -103,31 +141,8 @@ pub(super) fn tell(
     Ok(0)
 }
 
-/// SIGINT, SIGTERM and SIGHUP: before the commit the move is cancelled (our end is all it takes: the pod's monitor
-/// takes everything back), after it they are ignored.
-fn cancel_on_signal(name: String, json: bool) {
-    use nix::sys::signal::{SigSet, Signal};
-    let mut set = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        set.add(signal);
-    }
-    if set.thread_block().is_err() {
-        return;
-    }
-    let _ = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        while let Ok(signal) = set.wait() {
-            if source::committed() {
-                continue;
-            }
-            let text = format!("the move was cancelled by {signal}; the pod runs on here");
-            let failure = Failure::new(Kind::BeforeCommit, name.as_str(), text);
-            out::failure(&failure, json);
-            std::process::exit(failure.kind.code());
-        }
-    });
-}
-
-fn host(ctx: &Context, host: &HostRef) -> Result<Host, Failure> {
+/// The host a user means.
+pub(super) fn host(ctx: &Context, host: &HostRef) -> Result<Host, Failure> {
     match host {
         HostRef::Named(name) => Ok(Hosts::new(&ctx.places.hosts()).find(name)?),
         HostRef::Ssh { target, port } => {

@@ -4,12 +4,16 @@ use crate::base::{Failure, Kind};
 use crate::cli::{Context, out, shape};
 use crate::kernel::pidfd::PidFd;
 use crate::pod::client::Client;
+use crate::pod::moving::Stage;
 use crate::pod::store::{Record, Status};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 /// How long a monitor that stopped listening may take to end, in milliseconds.
 const PATIENCE: u16 = 5000;
+/// How long a monitor may take to say whether its pod is being moved.
+const ANSWER: Duration = Duration::from_millis(250);
 
 /// The pod by name or id, unless it lives on another host (8) or that is in doubt (6).
 pub fn known(ctx: &Context, name: &str) -> Result<Record, Failure> {
@@ -55,6 +59,23 @@ pub fn ended_meanwhile(ctx: &Context, record: &Record) -> Option<Record> {
     }
     let now = again(ctx, record.clone());
     (!now.status.is_here()).then_some(now)
+}
+
+/// A pod whose move has not been decided, and its monitor.
+pub fn doubtful(ctx: &Context, name: &str) -> Option<(Record, Client)> {
+    let record = ctx.store.find_here(name).ok().filter(|r| r.status == Status::InDoubt)?;
+    let client = Client::connect(&ctx.store, &record).ok()?;
+    Some((record, client))
+}
+
+/// The move of a pod that is under way, as its monitor knows it. A monitor that does not answer at once is not
+/// waited for: `None`.
+pub fn stage(ctx: &Context, record: &Record) -> Option<Stage> {
+    if !matches!(record.status, Status::Running | Status::Paused | Status::InDoubt) {
+        return None;
+    }
+    let mut client = Client::connect_within(&ctx.store, record, ANSWER).ok()?;
+    client.info().ok()?.moving
 }
 
 /// The failure for a pod that does not run.

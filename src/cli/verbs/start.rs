@@ -10,6 +10,7 @@ use crate::pod::define::{Caller, Wanted, read_file, resolve};
 use crate::pod::exec;
 use crate::pod::launch::{self, StartIo, Started};
 use crate::pod::store::{Error, Record};
+use crate::policy::values::net_text;
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub fn run(ctx: &Context, request: StartRequest) -> Result<i32, Failure> {
 fn new(ctx: &Context, wanted: Wanted, file: Option<&Path>) -> Result<i32, Failure> {
     let caller = Caller::here()?;
     let wanted = match file {
-        Some(file) => wanted.over(read_file(file, &caller.cwd)?),
+        Some(file) => over(wanted, file, &caller)?,
         None => wanted,
     };
     let (fg, replace) = (wanted.fg == Some(true), wanted.replace == Some(true));
@@ -39,6 +40,21 @@ fn new(ctx: &Context, wanted: Wanted, file: Option<&Path>) -> Result<i32, Failur
     vacant(&spec)?;
     let tty = spec.tty;
     begin(ctx, tty, fg, |io| launch::start(&ctx.store, spec, io))
+}
+
+/// What was typed over the definition file.
+fn over(wanted: Wanted, file: &Path, caller: &Caller) -> Result<Wanted, Failure> {
+    let read = read_file(file, &caller.cwd)?;
+    let out: Vec<&str> = wanted.overruled(&read);
+    if !out.is_empty() {
+        let net = wanted.net.as_ref().map(net_text).unwrap_or_default();
+        out::warning(&format!(
+            "{}: left out, as it does not go with --net {net}: {}",
+            file.display(),
+            out.join(", ")
+        ));
+    }
+    Ok(wanted.over(read))
 }
 
 fn again(ctx: &Context, pod: &str, fg: bool) -> Result<i32, Failure> {

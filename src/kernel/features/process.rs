@@ -4,7 +4,7 @@ use super::{Idle, in_child, reap, why, why_io};
 use crate::base::spec::Limits;
 use crate::kernel::cgroup::{Cgroup, Hierarchies};
 use crate::kernel::clone::Child;
-use crate::kernel::{memfd, pidfd, tty};
+use crate::kernel::{descr, memfd, pidfd, ptrace as raw, tty};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -111,19 +111,22 @@ pub fn mounts() -> Result<String, String> {
 
 /// A seccomp filter is taken.
 pub fn seccomp() -> Result<String, String> {
-    in_child(0, || {
-        let allow = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
-        let mut program = [allow];
-        let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
-        // SAFETY: plain numbers.
-        Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
-            .map_err(why("PR_SET_NO_NEW_PRIVS"))?;
-        // SAFETY: the kernel reads one sock_fprog and the one instruction it points to; both live here.
-        let ret =
-            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) };
-        Errno::result(ret).map_err(why("seccomp"))?;
-        Ok("filters".to_owned())
-    })
+    in_child(0, seccomp_filter)
+}
+
+/// Puts a filter that allows everything on the caller, for good.
+fn seccomp_filter() -> Result<String, String> {
+    let allow = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
+    let mut program = [allow];
+    let filter = libc::sock_fprog { len: 1, filter: program.as_mut_ptr() };
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
+        .map_err(why("PR_SET_NO_NEW_PRIVS"))?;
+    // SAFETY: the kernel reads one sock_fprog and the one instruction it points to; both live here.
+    let ret =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) };
+    Errno::result(ret).map_err(why("seccomp"))?;
+    Ok("filters".to_owned())
 }
 
 /// A program can be run from a sealed memfd (`vm.memfd_noexec` may forbid it).
@@ -145,6 +148,71 @@ pub fn ptrace() -> Result<String, String> {
     ptrace::getregs(pid).map_err(why("PTRACE_GETREGS"))?;
     ptrace::detach(pid, None).map_err(why("PTRACE_DETACH"))?;
     Ok("seized and let go".to_owned())
+}
+
+/// Stops a child of ours and looks at it.
+fn stopped(child: &Idle, look: impl FnOnce(i32) -> Result<String, String>) -> Result<String, String> {
+    let pid = child.0.pid;
+    raw::seize(pid, 0).map_err(why("PTRACE_SEIZE"))?;
+    raw::interrupt(pid).map_err(why("PTRACE_INTERRUPT"))?;
+    waitid(Id::Pid(child.pid()), WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED)
+        .map_err(why("wait for the stop"))?;
+    look(pid)
+}
+
+/// What ptrace tells of a stopped task beside its registers.
+pub fn ptrace_details() -> Result<String, String> {
+    stopped(&Idle::start()?, |pid| {
+        let xstate = raw::xstate(pid).map_err(why("NT_X86_XSTATE"))?;
+        raw::set_xstate(pid, &xstate).map_err(why("set NT_X86_XSTATE"))?;
+        let mask = raw::sigmask(pid).map_err(why("PTRACE_GETSIGMASK"))?;
+        raw::set_sigmask(pid, mask).map_err(why("PTRACE_SETSIGMASK"))?;
+        raw::peek_siginfo(pid, true).map_err(why("PTRACE_PEEKSIGINFO"))?;
+        raw::rseq(pid).map_err(why("PTRACE_GET_RSEQ_CONFIGURATION"))?;
+        Ok(format!("read and written, xstate of {} bytes", xstate.len()))
+    })
+}
+
+/// A seccomp filter of another process is read.
+pub fn seccomp_read() -> Result<String, String> {
+    let child = Idle::after(|| seccomp_filter().map(drop))?;
+    stopped(&child, |pid| match raw::seccomp_filter(pid, 0) {
+        Ok(Some(filter)) if filter.len() == 1 => Ok("read".to_owned()),
+        Ok(_) => Err("it shows another filter".to_owned()),
+        Err(e) => Err(why("PTRACE_SECCOMP_GET_FILTER")(e)),
+    })
+}
+
+/// The address a thread clears at its end is told (CONFIG_CHECKPOINT_RESTORE).
+pub fn tid_address() -> Result<String, String> {
+    let mut at = 0usize;
+    // SAFETY: the kernel writes one pointer there.
+    let ret = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut at, 0, 0, 0) };
+    Errno::result(ret).map_err(why("PR_GET_TID_ADDRESS"))?;
+    Ok("told".to_owned())
+}
+
+/// A timerfd's expirations can be set (CONFIG_CHECKPOINT_RESTORE).
+pub fn timerfd_ticks() -> Result<String, String> {
+    use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
+        .map_err(why("timerfd_create"))?;
+    descr::set_timer_ticks(&timer, 3).map_err(why("TFD_IOC_SET_TICKS"))?;
+    let mut ticks = [0; 8];
+    nix::unistd::read(&timer, &mut ticks).map_err(why("read"))?;
+    if u64::from_ne_bytes(ticks) == 3 {
+        Ok("set".to_owned())
+    } else {
+        Err("they do not read back".to_owned())
+    }
+}
+
+/// A process's membarrier registrations are told (6.3).
+pub fn membarrier() -> Result<String, String> {
+    // SAFETY: MEMBARRIER_CMD_GET_REGISTRATIONS only returns a number.
+    Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, 1 << 9, 0, 0) })
+        .map_err(why("MEMBARRIER_CMD_GET_REGISTRATIONS"))?;
+    Ok("told".to_owned())
 }
 
 /// A child gets the pid we choose.

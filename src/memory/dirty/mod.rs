@@ -33,7 +33,7 @@ use crate::kernel::{pagemap, uffd};
 use crate::state::mm::{MmId, MmLayout, Vma};
 use crate::state::object::ObjectId;
 use sent::{Look, Plan, SentSet};
-use shared::{Book, Touch};
+use shared::{Book, Seen, Touch};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
@@ -133,12 +133,23 @@ struct MmLook {
     touches: Vec<(ObjectId, Touch)>,
 }
 
+/// Objects as they were when a round began.
+type Objects = HashMap<ObjectId, Seen>;
+
 /// One way of looking.
 trait Watch {
     /// Starts watching; the process is stopped.
     fn watch(&mut self, mm: MmId, host_pid: i32, make: &mut dyn MakeUserfaultfd) -> Result<(), Error>;
-    /// Looks at one address space and starts the next interval. `None`: not watched, or no longer the same one.
-    fn look(&mut self, layout: &MmLayout, last: bool) -> Result<Option<MmLook>, Error>;
+    /// Looks at one address space and starts the next interval. `None`: not watched, or no longer the same one. `anew`:
+    /// where other mappings lie than in the last look, which are wholly dirty whatever is found: while they took their
+    /// places the last look may have taken them for what had been there. `objects`: as they were just before.
+    fn look(
+        &mut self,
+        layout: &MmLayout,
+        anew: &PageSet,
+        objects: &Objects,
+        last: bool,
+    ) -> Result<Option<MmLook>, Error>;
     /// Stops watching all but these.
     fn retain(&mut self, keep: &dyn Fn(MmId) -> bool);
 }
@@ -199,8 +210,12 @@ impl Tracker {
         self.watch.retain(&|mm| view.layouts.iter().any(|l| l.mm == mm));
         let mut round = Round::default();
         let mut touches: HashMap<ObjectId, Vec<Touch>> = HashMap::new();
+        let seen = |(id, object): (&ObjectId, &ObjectView<'_>)| Ok((*id, Seen::of(*id, object)?));
+        let objects = view.objects.iter().map(seen).collect::<Result<Objects, Error>>()?;
         for layout in view.layouts {
-            let found = match self.watch.look(layout, view.last)? {
+            let before = self.layouts.get(&layout.mm).map(Vec::as_slice).unwrap_or_default();
+            let anew = content::mapped_anew(before, layout);
+            let found = match self.watch.look(layout, &anew, &objects, view.last)? {
                 Some(found) => found,
                 None => {
                     round.unwatched.push(layout.mm);
@@ -211,16 +226,16 @@ impl Tracker {
             };
             found.touches.into_iter().for_each(|(id, touch)| touches.entry(id).or_default().push(touch));
             let sent = self.sent.entry(layout.mm).or_default();
-            let before = self.layouts.insert(layout.mm, layout.vmas.clone()).unwrap_or_default();
-            sent.lost(&content::mapped_anew(&before, layout));
+            self.layouts.insert(layout.mm, layout.vmas.clone());
+            sent.lost(&anew);
             let plan = sent.plan(&found.look);
             push(&mut round.work, Space::Mm(layout.mm), plan);
         }
-        let mut ids: Vec<_> = view.objects.keys().copied().collect();
-        ids.sort_unstable();
-        for id in ids {
+        let mut objects: Vec<_> = objects.into_iter().collect();
+        objects.sort_unstable_by_key(|(id, _)| *id);
+        for (id, seen) in objects {
             let book = self.objects.entry(id).or_default();
-            let (plan, whole) = book.round(id, view, touches.remove(&id).unwrap_or_default())?;
+            let (plan, whole) = book.round(id, view, &seen, touches.remove(&id).unwrap_or_default());
             if whole {
                 round.whole.push(id);
             }
@@ -253,6 +268,11 @@ impl Tracker {
                 Space::Object(id) => self.objects.entry(id).or_default().give_back(&plan),
             }
         }
+    }
+
+    /// The target has nothing any more where it had something.
+    pub fn lost(&mut self, mm: MmId, pages: &PageSet) {
+        self.sent.entry(mm).or_default().lost(pages);
     }
 
     /// Pages of a space that the target may hold.

@@ -7,7 +7,10 @@
 //! - it has a name, so that it can be opened, written and closed in between, and its times or size have changed. (For
 //!   the others times say nothing new: the first write to a page of a mapping changes them too.)
 //!
-//! Else the dirty offsets are those of all its mappings together.
+//! Else the dirty offsets are those of all its mappings together. A page written through a mapping and then dropped from
+//! it (MADV_DONTNEED, reclaim) leaves no bit there; so a page with data is clean only where every mapping says so.
+//!
+//! Not seen: MADV_REMOVE through a mapping, when the page is read again (as zeros) before the next look.
 
 use super::sent::{Look, Plan, SentSet};
 use super::{Access, ObjectView, View};
@@ -82,6 +85,26 @@ impl Stamp {
     }
 }
 
+/// An object as it was just before the mappings were looked at.
+#[derive(Debug)]
+pub struct Seen {
+    now: SystemTime,
+    stamp: Stamp,
+    /// Offsets that hold data.
+    pub data: PageSet,
+}
+
+impl Seen {
+    /// Looks. The time stamps come first: a write after them shows in the next ones.
+    pub fn of(id: ObjectId, view: &ObjectView<'_>) -> Result<Self, Error> {
+        let now = SystemTime::now();
+        let file = content::reopen(id, view.handle, false)?;
+        let failed = |source| Error::Object { act: "stat", object: id, offset: 0, source };
+        let stamp = Stamp::of(&file.metadata().map_err(failed)?);
+        Ok(Self { now, stamp, data: content::object_pages(id, &file)? })
+    }
+}
+
 /// What is known of one object.
 #[derive(Default, Debug)]
 pub struct Book {
@@ -94,20 +117,11 @@ pub struct Book {
 
 impl Book {
     /// Plans the round of this object from what its mappings say; also whether it is taken as wholly dirty.
-    pub fn round(
-        &mut self,
-        id: ObjectId,
-        view: &View<'_>,
-        touches: Vec<Touch>,
-    ) -> Result<(Plan, bool), Error> {
-        let Some(ObjectView { handle, access }) = view.objects.get(&id) else {
-            return Ok((Plan::default(), false));
+    pub fn round(&mut self, id: ObjectId, view: &View<'_>, seen: &Seen, touches: Vec<Touch>) -> (Plan, bool) {
+        let Some(ObjectView { access, .. }) = view.objects.get(&id) else {
+            return (Plan::default(), false);
         };
-        let now = SystemTime::now();
-        let file = content::reopen(id, handle, false)?;
-        let meta =
-            file.metadata().map_err(|source| Error::Object { act: "stat", object: id, offset: 0, source })?;
-        let stamp = Stamp::of(&meta);
+        let Seen { now, stamp, data } = seen;
         let mut mappings: Vec<Mapping> = touches.iter().map(|t| t.mapping).collect();
         mappings.sort_unstable();
         let same = |m: &[Mapping]| {
@@ -117,22 +131,21 @@ impl Book {
         let whole = !self.mappings.as_deref().is_some_and(same)
             || touches.iter().any(|t| t.stale)
             || *access == Access::Descriptor
-            || *access == Access::Name && self.stamp != Some(stamp)
+            || *access == Access::Name && self.stamp != Some(*stamp)
             || view.forked && mappings.iter().any(|m| m.writable);
         self.mappings = Some(mappings);
-        self.stamp = Some(stamp).filter(|s| s.settled(now));
+        self.stamp = Some(*stamp).filter(|s| s.settled(*now));
 
-        let data = content::object_pages(id, &file)?;
         let mapped = PageSet::from_iter([AddrRange::new(0, stamp.size)]);
         let mut written = PageSet::new();
         touches.iter().for_each(|t| written.add(&t.dirty));
         let look = Look {
             dirty: if whole { data.clone() } else { data.intersect(&written) },
-            absent: mapped.subtract(&data),
+            absent: mapped.subtract(data),
             mapped,
             ..Look::default()
         };
-        Ok((self.sent.plan(&look), whole))
+        (self.sent.plan(&look), whole)
     }
 
     /// As [`SentSet::give_back`].

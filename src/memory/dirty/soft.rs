@@ -3,7 +3,7 @@
 //! entry, so it costs by the memory resident.
 
 use super::shared::{Mapping, Touch};
-use super::{MakeUserfaultfd, MmLook, Watch};
+use super::{MakeUserfaultfd, MmLook, Objects, Watch};
 use crate::base::AddrRange;
 use crate::kernel::pagemap::{self, PageIs, Pagemap, Query, Region};
 use crate::memory::content::{self, Class, class};
@@ -37,8 +37,8 @@ struct Watched {
     pid: i32,
     generation: u64,
     map: Pagemap,
-    /// Mappings of the last round, empty before the first; those of objects with the pages that were in them.
-    known: HashMap<Key, PageSet>,
+    /// Mappings of the last round; `None` before the first.
+    known: std::collections::HashSet<Key>,
 }
 
 /// The way.
@@ -55,15 +55,21 @@ impl Watch for SoftDirty {
             pid: host_pid,
             generation: self.generation,
             map: content::open_pagemap(host_pid)?,
-            known: HashMap::new(),
+            known: Default::default(),
         };
         self.watched.insert(mm, watched);
         Ok(())
     }
 
-    fn look(&mut self, layout: &MmLayout, _: bool) -> Result<Option<MmLook>, Error> {
+    fn look(
+        &mut self,
+        layout: &MmLayout,
+        _: &PageSet,
+        objects: &Objects,
+        _: bool,
+    ) -> Result<Option<MmLook>, Error> {
         let Some(watched) = self.watched.get_mut(&layout.mm) else { return Ok(None) };
-        let (found, known) = match watched.look(layout) {
+        let found = match watched.look(layout, objects) {
             Ok(found) => found,
             Err((_, Errno::ESRCH)) => {
                 self.watched.remove(&layout.mm);
@@ -76,7 +82,7 @@ impl Watch for SoftDirty {
             path: PathBuf::from(format!("/proc/{}/clear_refs", watched.pid)),
             source,
         })?;
-        watched.known = known;
+        watched.known = layout.vmas.iter().map(Key::of).collect();
         Ok(Some(found))
     }
 
@@ -86,65 +92,54 @@ impl Watch for SoftDirty {
 }
 
 impl Watched {
-    /// What is found, and what is known from then on.
-    fn look(&self, layout: &MmLayout) -> Result<(MmLook, HashMap<Key, PageSet>), (AddrRange, Errno)> {
-        let (mut out, mut known) = (MmLook::default(), HashMap::new());
+    fn look(&self, layout: &MmLayout, objects: &Objects) -> Result<MmLook, (AddrRange, Errno)> {
+        let mut out = MmLook::default();
         out.look.mapped = content::private_ranges(layout);
         out.look.filed = content::cow_ranges(layout);
         for vma in &layout.vmas {
             let class = class(vma);
-            let before = self.known.get(&Key::of(vma));
-            let (fresh, mut there) = (before.is_none(), PageSet::new());
+            let fresh = !self.known.contains(&Key::of(vma));
             let fail = |e| (vma.range, e);
             match class {
                 Class::Nothing => {}
                 Class::Anon | Class::Cow => {
+                    let mut there = PageSet::new();
                     self.each(class, vma.range, |r| sort(class, fresh, r, &mut there, &mut out))
                         .map_err(fail)?;
                     out.look.absent.add(&PageSet::from_iter([vma.range]).subtract(&there));
                 }
                 Class::Object { object, offset } => {
-                    let (mut dirty, mut made) = (PageSet::new(), false);
-                    let sort = |r: Region| {
-                        let populated = r.is.intersects(PageIs::PRESENT | PageIs::SWAPPED);
-                        let set = match (populated, r.is.contains(PageIs::SOFT_DIRTY)) {
-                            (true, true) => &mut dirty,
-                            (true, false) => &mut there,
-                            (false, marked) => return made |= marked,
-                        };
-                        set.insert(r.range);
+                    let mut clean = PageSet::new();
+                    let unwritten = |r: Region| {
+                        if r.is.contains(PageIs::PRESENT) && !r.is.contains(PageIs::SOFT_DIRTY) {
+                            let start = r.range.start - vma.range.start + offset;
+                            clean.insert(AddrRange::new(start, start + r.range.len()));
+                        }
                     };
-                    self.each(class, vma.range, sort).map_err(fail)?;
-                    // Pages taken out of the mapping (reclaimed, dropped) have taken their bits along.
-                    there.add(&dirty);
-                    dirty.add(&before.cloned().unwrap_or_default().subtract(&there));
-                    let dirty = moved(&dirty, vma.range.start, offset);
+                    self.each(class, vma.range, unwritten).map_err(fail)?;
+                    let window = AddrRange::new(offset, offset + vma.range.len());
+                    let data = objects.get(&object).map(|o| o.data.within(window)).unwrap_or_default();
+                    let dirty = data.subtract(&clean);
                     let writable = vma.flags.contains(VmaFlags::WRITE);
                     let (mm, generation) = (layout.mm, self.generation);
                     let mapping = Mapping { mm, generation, range: vma.range, offset, writable };
-                    out.touches.push((object, Touch { mapping, dirty, stale: fresh || made }));
-                    known.insert(Key::of(vma), there);
-                    continue;
+                    out.touches.push((object, Touch { mapping, dirty, stale: fresh }));
                 }
             }
-            known.insert(Key::of(vma), PageSet::new());
         }
-        Ok((out, known))
+        Ok(out)
     }
 
-    /// Hands out the populated pages of a mapping (of an object's also the others while the kernel calls the mapping new,
-    /// with SOFT_DIRTY alone), with SOFT_DIRTY, PFNZERO and GUARD as far as they are known.
+    /// Hands out the populated pages of a mapping, with SOFT_DIRTY, PFNZERO and GUARD as far as they are known.
     fn each(&self, class: Class, range: AddrRange, mut each: impl FnMut(Region)) -> Result<(), Errno> {
         if pagemap::has_scan() {
             let file = if class == Class::Cow { PageIs::FILE } else { PageIs::empty() };
             let guard = if pagemap::has_guard() { PageIs::GUARD } else { PageIs::empty() };
-            let populated = PageIs::PRESENT | PageIs::SWAPPED;
-            let object = matches!(class, Class::Object { .. });
             let query = Query {
                 invert: file,
                 mask: file,
-                anyof: if object { populated | PageIs::SOFT_DIRTY } else { populated },
-                ret: populated | PageIs::SOFT_DIRTY | PageIs::PFNZERO | guard,
+                anyof: PageIs::PRESENT | PageIs::SWAPPED,
+                ret: PageIs::PRESENT | PageIs::SOFT_DIRTY | PageIs::PFNZERO | guard,
                 protect: false,
             };
             return self.map.scan(range, &query, each);
@@ -155,22 +150,11 @@ impl Watched {
                 r.is |= PageIs::PFNZERO;
             }
             let populated = r.is.intersects(PageIs::PRESENT | PageIs::SWAPPED);
-            let wanted = match class {
-                Class::Cow => populated && !r.is.contains(PageIs::FILE),
-                Class::Object { .. } => true,
-                _ => populated,
-            };
-            if wanted {
+            if populated && (class != Class::Cow || !r.is.contains(PageIs::FILE)) {
                 each(r);
             }
         })
     }
-}
-
-/// Pages of a mapping that begins at `start` as offsets in its object, of which it shows what begins at `offset`.
-fn moved(pages: &PageSet, start: u64, offset: u64) -> PageSet {
-    let at = |addr: u64| addr - start + offset;
-    pages.ranges().iter().map(|r| AddrRange::new(at(r.start), at(r.end))).collect()
 }
 
 /// Puts one region of a private mapping where it belongs.

@@ -282,6 +282,27 @@ fn by_pages_given_back_come_again_as_they_are_then(way: Way) {
 }
 
 #[test]
+fn memory_that_takes_a_shared_place_during_a_look_comes_in_the_next() {
+    each_way(by_memory_that_takes_a_shared_place_during_a_look_comes_in_the_next);
+}
+
+fn by_memory_that_takes_a_shared_place_during_a_look_comes_in_the_next(way: Way) {
+    let mut rig = Rig::new(way);
+    rig.writer.run(&format!("map {} {} 3 0x21", at(0, 8).start, 8 * PAGE));
+    rig.last();
+    // New beside it, so that the look registers the whole row; by then the shared part is private.
+    rig.writer.map(8, 2);
+    rig.writer.idle();
+    let stale = rig.writer.layout();
+    rig.writer.run(&format!("unmap {} {}", at(0, 8).start, 8 * PAGE));
+    rig.writer.map(0, 8);
+    rig.writer.fill(at(0, 8), 3);
+    rig.writer.idle();
+    rig.look(&stale, false);
+    assert_eq!(arena(&rig.round(true)).0, set(&[(0, 8)]));
+}
+
+#[test]
 fn a_sparse_mapping_costs_no_page_tables() {
     each_way(by_a_sparse_mapping_costs_no_page_tables);
 }

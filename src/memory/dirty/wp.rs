@@ -3,8 +3,9 @@
 
 use super::sent::Look;
 use super::shared::{Mapping, Touch};
-use super::{MakeUserfaultfd, MmLook, Watch};
+use super::{MakeUserfaultfd, MmLook, Objects, Watch};
 use crate::base::AddrRange;
+use crate::kernel::maps;
 use crate::kernel::pagemap::{self, PageIs, Pagemap, Query, Region};
 use crate::kernel::uffd::Uffd;
 use crate::memory::content::{self, Class, class};
@@ -12,6 +13,7 @@ use crate::memory::{Error, PageSet};
 use crate::state::mm::{MmId, MmLayout, Vma, VmaFlags};
 use nix::errno::Errno;
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 /// Small mappings are scanned together up to this many bytes: when one of them turns out to be unregistered, what the
 /// scan had done to the others is not told, and all are wholly dirty.
@@ -65,9 +67,15 @@ impl Watch for WpAsync {
         Ok(())
     }
 
-    fn look(&mut self, layout: &MmLayout, last: bool) -> Result<Option<MmLook>, Error> {
+    fn look(
+        &mut self,
+        layout: &MmLayout,
+        anew: &PageSet,
+        objects: &Objects,
+        last: bool,
+    ) -> Result<Option<MmLook>, Error> {
         let Some(watched) = self.watched.get_mut(&layout.mm) else { return Ok(None) };
-        match watched.look(layout, last) {
+        match watched.look(layout, anew, objects, last) {
             Ok(found) => Ok(Some(found)),
             Err(Stop::NewMm) => {
                 self.watched.remove(&layout.mm);
@@ -101,6 +109,24 @@ fn written_query(class: Class) -> Query {
         ret: PageIs::PFNZERO | PageIs::PRESENT,
         protect: true,
     }
+}
+
+/// Pages protected and not written since, whether they are present or only marked.
+fn clean_query() -> Query {
+    Query {
+        invert: PageIs::WRITTEN,
+        mask: PageIs::WRITTEN,
+        anyof: PageIs::PRESENT | PageIs::SWAPPED,
+        ret: PageIs::PRESENT,
+        protect: false,
+    }
+}
+
+/// Offsets of an object as addresses in one mapping of it.
+fn at_addresses(data: &PageSet, vma: &Vma, offset: u64) -> PageSet {
+    let window = AddrRange::new(offset, offset + vma.range.len());
+    let shift = |a: u64| a - offset + vma.range.start;
+    data.within(window).ranges().iter().map(|r| AddrRange::new(shift(r.start), shift(r.end))).collect()
 }
 
 /// Pages that are not present; those swapped out are told apart, except guards.
@@ -143,12 +169,37 @@ fn scan(map: &Pagemap, range: AddrRange, query: &Query, mut each: impl FnMut(Reg
     Ok(())
 }
 
+/// Where a process's mappings are now, by rising address.
+fn mappings(pid: i32) -> Result<Vec<AddrRange>, Stop> {
+    let path = PathBuf::from(format!("/proc/{pid}/maps"));
+    match std::fs::read(&path) {
+        Ok(text) => Ok(maps::parse(&text).unwrap_or_default().iter().map(|l| l.range).collect()),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Err(Stop::NewMm),
+        Err(source) => Err(Error::Open { path, source }.into()),
+    }
+}
+
+/// Whether a range begins or ends inside a mapping.
+fn splits(mappings: &[AddrRange], range: AddrRange) -> bool {
+    let inside = |at: u64| {
+        let n = mappings.partition_point(|m| m.end <= at);
+        mappings.get(n).is_some_and(|m| m.start < at)
+    };
+    inside(range.start) || inside(range.end)
+}
+
 fn tracked(vma: &Vma) -> bool {
     class(vma) != Class::Nothing
 }
 
 impl Watched {
-    fn look(&mut self, layout: &MmLayout, last: bool) -> Result<MmLook, Stop> {
+    fn look(
+        &mut self,
+        layout: &MmLayout,
+        anew: &PageSet,
+        objects: &Objects,
+        last: bool,
+    ) -> Result<MmLook, Stop> {
         let mut out = MmLook {
             look: Look {
                 mapped: content::private_ranges(layout),
@@ -160,6 +211,7 @@ impl Watched {
         // Mappings whose state is not known this time, and mappings that are wholly dirty.
         let mut unseen = PageSet::new();
         let mut fresh = self.register_new(layout, last, &mut unseen)?;
+        fresh.add(anew);
         for (class, range) in content::scan_groups(layout, GROUP) {
             if !matches!(class, Class::Anon | Class::Cow) {
                 continue;
@@ -179,7 +231,10 @@ impl Watched {
         self.look_fresh(layout, &fresh, &mut out.look)?;
         for vma in layout.vmas.iter() {
             if let Class::Object { object, offset } = class(vma) {
-                out.touches.push((object, self.touch(layout.mm, vma, offset, last, &fresh, &mut unseen)?));
+                let data = objects.get(&object).map(|o| &o.data);
+                let here = data.map(|d| at_addresses(d, vma, offset)).unwrap_or_default();
+                let touch = self.touch((layout.mm, vma, offset), &here, last, &fresh, &mut unseen)?;
+                out.touches.push((object, touch));
             }
         }
         out.look.mapped = out.look.mapped.subtract(&unseen);
@@ -195,22 +250,36 @@ impl Watched {
         if fresh.is_empty() {
             return Ok(fresh);
         }
+        // What changed since the layout was read must not be registered in part: that splits a mapping in two, and the
+        // program's next mremap(2) of it would fail.
+        let now = if last { Vec::new() } else { mappings(self.pid)? };
         for group in layout.vmas.chunk_by(|a, b| tracked(a) == tracked(b)).filter(|g| tracked(&g[0])) {
             let range = AddrRange::new(group[0].range.start, group[group.len() - 1].range.end);
             if fresh.within(range).is_empty() {
                 continue;
             }
-            if self.uffd.register(range).is_ok() {
+            if !splits(&now, range) && self.uffd.register(range).is_ok() {
                 group.iter().for_each(|v| self.registered.insert(v.range));
                 continue;
             }
             for vma in group {
-                if !self.registered.covers(vma.range) {
-                    self.register(vma, last, unseen)?;
+                match self.registered.covers(vma.range) {
+                    true => {}
+                    false if splits(&now, vma.range) => unseen.insert(vma.range),
+                    false => self.register(vma, last, unseen)?,
                 }
             }
         }
         Ok(fresh)
+    }
+
+    /// Registers a mapping that had lost it, unless that would split another.
+    fn register_again(&mut self, vma: &Vma, last: bool, unseen: &mut PageSet) -> Result<(), Stop> {
+        if !last && splits(&mappings(self.pid)?, vma.range) {
+            unseen.insert(vma.range);
+            return Ok(());
+        }
+        self.register(vma, last, unseen)
     }
 
     /// Registers one mapping, or notes that it cannot be seen this time.
@@ -269,7 +338,7 @@ impl Watched {
             other => return other,
         }
         self.registered = self.registered.subtract(&range);
-        self.register(vma, last, unseen)?;
+        self.register_again(vma, last, unseen)?;
         if self.registered.covers(vma.range) {
             match self.written(class(vma), vma.range, look) {
                 Err(Stop::Unregistered) if !last => {
@@ -327,12 +396,11 @@ impl Watched {
         Ok(())
     }
 
-    /// What was written through one mapping of a shared object.
+    /// What was written through one mapping of a shared object; `data` is where the object has any.
     fn touch(
         &mut self,
-        mm: MmId,
-        vma: &Vma,
-        offset: u64,
+        (mm, vma, offset): (MmId, &Vma, u64),
+        data: &PageSet,
         last: bool,
         fresh: &PageSet,
         unseen: &mut PageSet,
@@ -346,10 +414,15 @@ impl Watched {
             return Ok(touch);
         }
         let walk = |me: &Self, dirty: &mut PageSet| {
-            scan(&me.map, vma.range, &written_query(class(vma)), |r| {
-                let start = r.range.start - vma.range.start + offset;
-                dirty.insert(AddrRange::new(start, start + r.range.len()));
-            })
+            let mut clean = PageSet::new();
+            scan(&me.map, vma.range, &clean_query(), |r| clean.insert(r.range))?;
+            let written = data.subtract(&clean);
+            for range in written.ranges() {
+                scan(&me.map, *range, &Query { protect: true, ..Query::default() }, |_| {})?;
+            }
+            let shift = |a: u64| a - vma.range.start + offset;
+            written.ranges().iter().for_each(|r| dirty.insert(AddrRange::new(shift(r.start), shift(r.end))));
+            Ok(())
         };
         match walk(self, &mut touch.dirty) {
             Ok(()) => return Ok(touch),
@@ -357,7 +430,7 @@ impl Watched {
             Err(e) => return Err(self.stop(vma.range, e)),
         }
         self.registered = self.registered.subtract(&range);
-        self.register(vma, last, unseen)?;
+        self.register_again(vma, last, unseen)?;
         if self.registered.covers(vma.range) && walk(self, &mut touch.dirty).is_err() {
             self.registered = self.registered.subtract(&range); // new for the next round
         }

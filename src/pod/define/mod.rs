@@ -70,10 +70,30 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// These wishes over `file`'s: what is said here wins. Environment items are merged by key; other lists and
-    /// the command replace the file's when not empty.
+    /// Keys of `file` that do not go with the network wished for here, which wins: they are left out by
+    /// [`Wanted::over`].
+    pub fn overruled(&self, file: &Wanted) -> Vec<&'static str> {
+        let Some(net) = &self.net else { return Vec::new() };
+        let (nat, lan) = (*net == NetMode::Nat, matches!(net, NetMode::Lan(_)));
+        let keys = [
+            ("publish", !nat && !file.publish.is_empty() && self.publish.is_empty()),
+            ("ip", !lan && file.ip.is_some() && self.ip.is_none()),
+            ("gateway", !lan && file.gateway.is_some() && self.gateway.is_none()),
+        ];
+        keys.into_iter().filter(|(_, out)| *out).map(|(key, _)| key).collect()
+    }
+
+    /// These wishes over `file`'s: what is said here wins, and what of the file only goes with another kind of network
+    /// is left out. Environment items are merged by key; other lists and the command replace the file's when not empty.
     #[must_use]
-    pub fn over(self, file: Wanted) -> Wanted {
+    pub fn over(self, mut file: Wanted) -> Wanted {
+        for key in self.overruled(&file) {
+            match key {
+                "publish" => file.publish.clear(),
+                "ip" => file.ip = None,
+                _ => file.gateway = None,
+            }
+        }
         let mut env = file.env;
         env.retain(|(k, _)| !self.env.iter().any(|(mine, _)| mine == k));
         env.extend(self.env);

@@ -38,6 +38,25 @@ fn defaults() {
 }
 
 #[test]
+fn a_network_typed_wins_over_what_goes_with_another() {
+    let file = || from_toml("publish = [80]\ncmd = ['x']", "/").unwrap();
+    let typed = |net: &str| Wanted { net: crate::policy::values::net(net).ok(), ..Wanted::default() };
+    for net in ["lan:br0", "host", "none"] {
+        assert_eq!(typed(net).overruled(&file()), ["publish"]);
+        assert!(typed(net).over(file()).publish.is_empty());
+    }
+    assert_eq!(typed("nat").over(file()).publish.len(), 1);
+    // Typed together they contradict each other, and that is said.
+    let both = Wanted { publish: file().publish, ..typed("host") };
+    assert!(resolve(both.over(file()), &caller()).is_err());
+    let lan =
+        || from_toml("net = 'lan:br0'\nip = '10.0.0.2/8'\ngateway = '10.0.0.1'\ncmd = ['x']", "/").unwrap();
+    assert_eq!(typed("nat").overruled(&lan()), ["ip", "gateway"]);
+    assert!(resolve(typed("nat").over(lan()), &caller()).is_ok());
+    assert!(typed("lan:br1").over(lan()).ip.is_some());
+}
+
+#[test]
 fn the_environment_is_clean() {
     let spec = resolve(Wanted { name: PodName::parse("web").ok(), ..wanted(&["x"]) }, &caller()).unwrap();
     let has = |item: &str| spec.env.iter().any(|e| e == item);

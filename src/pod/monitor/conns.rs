@@ -3,6 +3,7 @@
 use super::run::Token;
 use super::{Monitor, complain};
 use crate::base::{Failure, Kind};
+use crate::kernel::pidfd::PidFd;
 use crate::kernel::{seqpacket, tty};
 use crate::pod::moving;
 use crate::pod::proto::{self, Error, Event, Info, Message, Reply, Request};
@@ -25,6 +26,7 @@ const WAITING: usize = 4096;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Watch {
     log: bool,
+    moves: bool,
 }
 
 #[derive(Debug)]
@@ -71,7 +73,7 @@ impl Conns {
     pub(super) fn add(&mut self, fd: OwnedFd, greeted: bool) -> ConnId {
         let id = self.next;
         self.next += 1;
-        let watch = greeted.then_some(Watch { log: false });
+        let watch = greeted.then_some(Watch { log: false, moves: false });
         let waiting = VecDeque::new();
         self.all.insert(id, Conn { fd, greeted, watch, waiting, wants_end: false, dead: false });
         id
@@ -86,7 +88,9 @@ impl Conns {
 
     pub(super) fn broadcast(&mut self, event: &Event) {
         let log = *event == Event::Logged;
-        for c in self.all.values_mut().filter(|c| c.watch.is_some_and(|w| w.log || !log)) {
+        let moves = matches!(event, Event::Move(_));
+        let wanted = |w: Watch| (w.log || !log) && (w.moves || !moves);
+        for c in self.all.values_mut().filter(|c| c.watch.is_some_and(wanted)) {
             // One hint that the log has grown is enough.
             if log && c.waiting.iter().any(|(m, _)| *m == Message::Event(Event::Logged)) {
                 continue;
@@ -201,7 +205,7 @@ impl Monitor {
     }
 
     fn request(&mut self, conn: ConnId, request: Request, fds: Vec<OwnedFd>) {
-        if !matches!(request, Request::Info | Request::Watch { .. } | Request::Move(_)) {
+        if !matches!(request, Request::Info | Request::Watch { .. } | Request::Follow | Request::Move(_)) {
             if let Some(outcome) = self.past(&request) {
                 return self.answer(conn, outcome);
             }
@@ -257,7 +261,11 @@ impl Monitor {
             }
             Request::Watch { log } => {
                 self.answer(conn, Ok(()));
-                self.watch(conn, log);
+                self.watch(conn, Watch { log, moves: false });
+            }
+            Request::Follow => {
+                self.answer(conn, Ok(()));
+                self.watch(conn, Watch { log: false, moves: true });
             }
             Request::Move(request) => moving::handle(self, conn, request, fds),
         }
@@ -298,18 +306,25 @@ impl Monitor {
         self.request(0, Request::Stop { timeout_ms }, Vec::new());
     }
 
+    /// The process at the other end of a connection.
+    pub(in crate::pod) fn caller(&self, conn: ConnId) -> Option<PidFd> {
+        let c = self.conns.all.get(&conn)?;
+        PidFd::open(seqpacket::peer(&c.fd).ok()?.pid()).ok()
+    }
+
     fn want_end(&mut self, conn: ConnId) {
         if let Some(c) = self.conns.all.get_mut(&conn) {
             c.wants_end = true;
         }
     }
 
-    fn watch(&mut self, conn: ConnId, log: bool) {
+    fn watch(&mut self, conn: ConnId, watch: Watch) {
         let state = self.record.status;
         let (ready, ended) = (self.life.ready, self.life.last_status.filter(|_| self.pod.is_none()));
         let Some(c) = self.conns.all.get_mut(&conn) else { return };
-        c.watch = Some(Watch { log });
+        c.watch = Some(watch);
         let mut events = vec![Event::State(state)];
+        events.extend(watch.moves.then(|| Event::Move(self.moving.stage.clone())));
         events.extend(ready.then_some(Event::Ready));
         events.extend(ended.map(|status| Event::Ended { status }));
         for event in events {
@@ -366,6 +381,7 @@ impl Monitor {
             monotonic_offset_ns: clocks.monotonic_ns,
             boottime_offset_ns: clocks.boottime_ns,
             cgroup: pod.map(|p| p.cgroup.rel().display().to_string()).unwrap_or_default(),
+            moving: self.moving.stage.clone(),
         }
     }
 }

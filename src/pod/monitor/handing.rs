@@ -1,11 +1,12 @@
 //! What `pod::moving` needs of a monitor when its pod leaves for another host or arrives from one.
 
+use super::spawn::Started;
 use super::{Monitor, complain};
 use crate::kernel::clone;
 use crate::net;
 use crate::pod::moving::Arrival;
 use crate::pod::proto::Event;
-use crate::pod::store::{ProcId, Status, write_atomic};
+use crate::pod::store::{ProcId, Status, write_unsynced};
 use std::os::fd::AsFd;
 
 impl Monitor {
@@ -27,31 +28,31 @@ impl Monitor {
         }
     }
 
-    /// Tells the network where the pod now is.
-    pub(in crate::pod) fn announce(&self) {
-        if let (Some(pod), Some(link)) = (&self.pod, &self.life.link)
-            && let Err(e) = net::announce(link, pod.netns.as_fd())
-        {
-            self.complain(&format!("not announced: {e}"));
-        }
+    /// What tells the network where the pod now is, opened ahead of time.
+    pub(in crate::pod) fn announcer(&self) -> Option<net::Announcer> {
+        let (pod, link) = (self.pod.as_ref()?, self.life.link.as_ref()?);
+        net::Announcer::open(link, pod.netns.as_fd())
+            .inspect_err(|e| self.complain(&format!("it will not be announced: {e}")))
+            .ok()
     }
 
-    /// The pod runs here: log, record, events, CMD's end watched.
-    pub(in crate::pod) fn settle_in(&mut self, arrival: &Arrival) {
-        if !arrival.log_tail.is_empty()
-            && let Err(e) = write_atomic(&self.store.places.log(&self.record.spec.id), &arrival.log_tail)
-        {
-            self.complain(&format!("log of the former host not kept: {e}"));
-        }
+    /// The pod runs here: state, record, CMD's end watched. Waits for nothing.
+    pub(in crate::pod) fn settle_in(&mut self, arrival: &Arrival, cmd: Option<Started>) {
         self.record.monitor = Some(ProcId::me());
         self.record.started = arrival.started;
         self.record.previous = None;
         self.record.moved_to = None;
-        let cmd = (arrival.cmd_host_pid > 0).then_some(arrival.cmd_host_pid);
-        if let Err(e) = self.adopt(cmd) {
-            self.complain(&e.to_string());
-        }
+        self.adopt(cmd);
         self.set_status(Status::Running);
+    }
+
+    /// The rest, once the source knows: log, name.
+    pub(in crate::pod) fn move_in(&mut self, arrival: &Arrival) {
+        if !arrival.log_tail.is_empty()
+            && let Err(e) = write_unsynced(&self.store.places.log(&self.record.spec.id), &arrival.log_tail)
+        {
+            self.complain(&format!("log of the former host not kept: {e}"));
+        }
         self.tell_name();
     }
 

@@ -45,10 +45,7 @@ impl Monitor {
 
     /// Connection `conn` is gone: if it launched this pod and nobody has begun to build it, nobody will.
     pub(super) fn abandoned(&mut self, conn: ConnId) {
-        if self.record.status == Status::Incoming
-            && self.life_launcher() == Some(conn)
-            && !self.moving.arriving()
-        {
+        if self.launched_by(conn) && !self.moving.arriving() {
             self.vanish();
         }
     }
@@ -59,26 +56,28 @@ impl Monitor {
         self.start_failed(failure);
     }
 
-    /// Takes the processes built by another hand as its own: `cmd` is CMD's host pid, `None` where CMD has ended
-    /// and left daemons behind (`forking`). From now on the pod's end is what its CMD's end is.
+    /// Whether connection `conn` launched this pod.
+    pub(in crate::pod) fn launched_by(&self, conn: ConnId) -> bool {
+        self.record.status == Status::Incoming && self.life_launcher() == Some(conn)
+    }
+
+    /// A process of the arriving pod, by its host pid.
     ///
     /// # Errors
-    /// There is no such process in the pod.
-    pub fn adopt(&mut self, cmd: Option<i32>) -> Result<(), Failure> {
-        let started = match cmd {
-            Some(host_pid) => Some(find(host_pid).ok_or_else(|| {
-                Failure::new(
-                    Kind::Failed,
-                    self.record.spec.name.as_str(),
-                    format!("no process {host_pid} to take over"),
-                )
-            })?),
-            None => None,
-        };
-        self.record.cmd_pid = cmd;
+    /// There is no such process.
+    pub(in crate::pod) fn process(&self, host_pid: i32) -> Result<Started, Failure> {
+        find(host_pid).ok_or_else(|| {
+            let text = format!("no process {host_pid} to take over");
+            Failure::new(Kind::Failed, self.record.spec.name.as_str(), text)
+        })
+    }
+
+    /// Takes the processes built by another hand as its own: `cmd` is `None` where CMD has ended and left daemons
+    /// behind (`forking`). From now on the pod's end is what its CMD's end is.
+    pub(in crate::pod) fn adopt(&mut self, cmd: Option<Started>) {
+        self.record.cmd_pid = cmd.as_ref().map(|c| c.host_pid);
         self.record.init_pid = self.pod.as_ref().map(|p| p.init.pid);
-        self.life_adopted(started);
-        Ok(())
+        self.life_adopted(cmd);
     }
 }
 

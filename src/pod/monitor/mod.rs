@@ -33,6 +33,7 @@ pub use conns::ConnId;
 pub use incoming::Prepared;
 pub use run::main;
 pub(super) use run::{LAUNCH_FD, Launch, Mode};
+pub(super) use spawn::Started;
 pub use sweep::{kept_link, sweep};
 
 use super::proto::{Event, Message, PortAt};

@@ -1,15 +1,18 @@
 //! The target's side: the record decides, and the monitor alone brings the pod to life.
 
 use super::{Arrival, Reply, Request};
-use crate::base::MoveId;
-use crate::net::{Frame, Hold, Replayer};
+use crate::base::{Decision, MoveId};
+use crate::net::{Announcer, Frame, Hold, Replayer};
 use crate::pod::decisions::Decisions;
-use crate::pod::monitor::{ConnId, Monitor};
+use crate::pod::monitor::{ConnId, Monitor, Started};
 use crate::pod::store::Status;
 use crate::policy::handover::{Target, TargetAction, TargetEvent, target};
 use crate::state::fd::restore as fds;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
+
+/// A stage of the activation that takes longer is a line in the monitor's log.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// A pod being built here.
 pub struct Incoming {
@@ -19,16 +22,19 @@ pub struct Incoming {
     deadline: Instant,
     sockets: Vec<(OwnedFd, (bool, bool))>,
     arrival: Option<Arrival>,
+    /// Its CMD, unless that is over.
+    cmd: Option<Started>,
     frames: Vec<Frame>,
     /// Opened before the commit, dropped when there is time: both cost more than what they do.
     doors: Option<Doors>,
     stages: Vec<(String, u64)>,
 }
 
-/// The hand on the hold, and the way for captured frames into the pod's link.
+/// The hand on the hold, the way for captured frames into the pod's link, and the announcement.
 struct Doors {
     hold: Hold,
     replayer: Option<Replayer>,
+    announcer: Option<Announcer>,
 }
 
 /// A request of a worker.
@@ -36,6 +42,7 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request, fds: Vec<Ow
     let outcome = match request {
         Request::Arrive { move_id, deadline_ms } => arrive(monitor, conn, move_id, deadline_ms),
         Request::Query(move_id) => query(monitor, &move_id),
+        Request::GiveUp => give_up(monitor, conn),
         _ if monitor.moving.arrival.as_ref().is_none_or(|a| a.conn != Some(conn)) => {
             Err("this connection is not building the pod".to_owned())
         }
@@ -50,12 +57,21 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request, fds: Vec<Ow
         _ => Err("not a worker's request".to_owned()),
     };
     monitor.answer_move(conn, outcome.unwrap_or_else(Reply::Denied), Vec::new());
+    // Whatever waits for a disk or another process comes after the answer: the source is waiting for it.
+    if let Some(arrival) = monitor.moving.arrival.as_mut().filter(|i| i.machine == Target::Owner)
+        && let Some(arrival) = arrival.arrival.take()
+    {
+        monitor.move_in(&arrival);
+    }
 }
 
 fn arrive(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, deadline_ms: u64) -> Result<Reply, String> {
     if monitor.moving.arrival.is_some() || monitor.record.status != Status::Incoming {
         return Err("nothing is to arrive here".to_owned());
     }
+    // Its record finds no full disk when it counts.
+    let begun = Decisions::new(&monitor.store.places.var).begin(&move_id);
+    begun.map_err(|e| format!("the record of the move cannot be made: {}", crate::kernel::errno_text(&e)))?;
     let deadline = Instant::now() + Duration::from_millis(deadline_ms);
     monitor.moving.arrival = Some(Incoming {
         machine: Target::Incoming,
@@ -64,6 +80,7 @@ fn arrive(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, deadline_ms: u64
         deadline,
         sockets: Vec::new(),
         arrival: None,
+        cmd: None,
         frames: Vec::new(),
         doors: None,
         stages: Vec::new(),
@@ -80,6 +97,11 @@ fn prepared(monitor: &mut Monitor, arrival: Arrival) -> Result<Reply, String> {
         Err(e) => return Err(e.to_string()),
     }
     let hold = Hold::open(pod.netns.as_fd(), &monitor.record.spec.net.mode).map_err(|e| e.to_string())?;
+    let cmd = match arrival.cmd_host_pid {
+        0 => None,
+        host_pid => Some(monitor.process(host_pid).map_err(|f| f.to_string())?),
+    };
+    let announcer = monitor.announcer();
     let replayer = monitor.link().and_then(|link| match Replayer::open(link) {
         Ok(replayer) => Some(replayer),
         Err(e) => {
@@ -89,7 +111,8 @@ fn prepared(monitor: &mut Monitor, arrival: Arrival) -> Result<Reply, String> {
     });
     if let Some(incoming) = &mut monitor.moving.arrival {
         incoming.arrival = Some(arrival);
-        incoming.doors = Some(Doors { hold, replayer });
+        incoming.cmd = cmd;
+        incoming.doors = Some(Doors { hold, replayer, announcer });
     }
     match event(monitor, TargetEvent::Prepared)? {
         true => Ok(Reply::Done),
@@ -108,6 +131,19 @@ fn own(monitor: &mut Monitor, frames: Vec<Frame>) -> Result<Reply, String> {
     } else {
         Err("the attempt was aborted before the commit came".into())
     }
+}
+
+/// Takes down what was made for a builder that gives up; answered when it is gone.
+fn give_up(monitor: &mut Monitor, conn: ConnId) -> Result<Reply, String> {
+    match monitor.moving.arrival.as_ref().map(|i| (i.conn, i.machine)) {
+        Some((Some(owner), Target::Incoming | Target::Prepared)) if owner == conn => {
+            event(monitor, TargetEvent::WorkerGone)?;
+        }
+        // Launched, but the building has not begun.
+        None if monitor.launched_by(conn) => monitor.vanish(),
+        _ => return Err("there is nothing to give up".to_owned()),
+    }
+    Ok(Reply::Done)
 }
 
 /// Has the attempt been decided? If not, it is aborted now, and for ever.
@@ -136,8 +172,7 @@ fn event(monitor: &mut Monitor, event_: TargetEvent) -> Result<bool, String> {
             TargetAction::Agree => yes = true,
             TargetAction::Deny | TargetAction::Tell(_) => {}
             TargetAction::Record(wanted) => {
-                let stands = Decisions::new(&monitor.store.places.var).record(&move_id, wanted);
-                let stands = stands.map_err(|e| format!("the record could not be written: {e}"))?;
+                let stands = record(monitor, &move_id, wanted);
                 yes |= event(monitor, TargetEvent::Recorded(stands))?;
             }
             TargetAction::Activate => activate(monitor),
@@ -145,6 +180,26 @@ fn event(monitor: &mut Monitor, event_: TargetEvent) -> Result<bool, String> {
         }
     }
     Ok(yes)
+}
+
+/// Writes the decision; what stands then. If it cannot be written nothing was committed, and nobody but us could: the
+/// attempt ends, and whoever asks later has *aborted* written.
+fn record(monitor: &Monitor, move_id: &MoveId, wanted: Decision) -> Decision {
+    let decisions = Decisions::new(&monitor.store.places.var);
+    let start = Instant::now();
+    let stands = decisions.record(move_id, wanted).unwrap_or_else(|e| {
+        monitor.complain(&format!("the record could not be written, so the pod is given up: {e}"));
+        // A write that failed half way must not be found committed.
+        decisions.record(move_id, Decision::Aborted).unwrap_or(Decision::Aborted)
+    });
+    tell_slow(monitor, "writing the record", start.elapsed());
+    stands
+}
+
+fn tell_slow(monitor: &Monitor, what: &str, took: Duration) {
+    if took >= SLOW {
+        monitor.complain(&format!("{what} took {} ms", took.as_millis()));
+    }
 }
 
 /// The pod's clocks must not be behind what it has seen: waits the difference out (normally none).
@@ -166,29 +221,27 @@ fn wait_for_clocks(monitor: &Monitor, arrival: &Arrival) {
     }
 }
 
-/// The record says committed: hold lifted, sockets on, frames replayed, announced, thawed. No error stops it.
+/// The record says committed: hold lifted, announced, sockets on, frames replayed, thawed. No error stops it.
 fn activate(monitor: &mut Monitor) {
     let Some(mut incoming) = monitor.moving.arrival.take() else { return };
-    let start = Instant::now();
-    let mut last = start;
-    let mut lap = |stages: &mut Vec<(String, u64)>, name: &str| {
-        let now = Instant::now();
-        stages.push((format!("target.{name}"), now.duration_since(last).as_micros() as u64));
-        last = now;
+    let mut last = Instant::now();
+    let lap = &mut |monitor: &Monitor, stages: &mut Vec<(String, u64)>, name: &str| {
+        let took = last.elapsed();
+        last += took;
+        tell_slow(monitor, &format!("activation: {name}"), took);
+        stages.push((format!("target.{name}"), u64::try_from(took.as_micros()).unwrap_or(u64::MAX)));
     };
     if let Some(arrival) = &incoming.arrival {
         wait_for_clocks(monitor, arrival);
     }
-    lap(&mut incoming.stages, "clocks");
+    lap(monitor, &mut incoming.stages, "clocks");
     if let Err(e) = monitor.attach_link() {
         monitor.complain(&e);
     }
-    if let Some(doors) = &mut incoming.doors
-        && let Err(e) = doors.hold.lift()
-    {
-        monitor.complain(&format!("hold not lifted: {e}"));
+    if let Some(doors) = &mut incoming.doors {
+        open(monitor, doors);
     }
-    lap(&mut incoming.stages, "link");
+    lap(monitor, &mut incoming.stages, "link");
     for (fd, (reuseaddr, push)) in incoming.sockets.drain(..) {
         if let Err(e) = fds::activate(&fd, reuseaddr, push) {
             monitor.complain(&format!("a connection could not be switched on: {e}"));
@@ -197,23 +250,32 @@ fn activate(monitor: &mut Monitor) {
     if let Some(arrival) = &incoming.arrival {
         place_socket_files(monitor, arrival);
     }
-    lap(&mut incoming.stages, "sockets");
+    lap(monitor, &mut incoming.stages, "sockets");
     if let Some(replayer) = incoming.doors.as_ref().and_then(|d| d.replayer.as_ref()) {
         replayer.send(&incoming.frames);
     }
-    lap(&mut incoming.stages, "replay");
+    lap(monitor, &mut incoming.stages, "replay");
     if let Some(pod) = &monitor.pod
         && let Err(e) = pod.cgroup.freezer().thaw()
     {
         monitor.complain(&format!("not thawed: {e}"));
     }
-    lap(&mut incoming.stages, "thaw");
-    monitor.announce();
-    if let Some(arrival) = incoming.arrival.take() {
-        monitor.settle_in(&arrival);
+    lap(monitor, &mut incoming.stages, "thaw");
+    if let Some(arrival) = &incoming.arrival {
+        monitor.settle_in(arrival, incoming.cmd.take());
     }
-    lap(&mut incoming.stages, "record");
+    lap(monitor, &mut incoming.stages, "record");
     monitor.moving.arrival = Some(incoming);
+}
+
+/// Lets frames pass and tells the network at once where they have to go.
+fn open(monitor: &Monitor, doors: &mut Doors) {
+    if let Err(e) = doors.hold.lift() {
+        monitor.complain(&format!("hold not lifted: {e}"));
+    }
+    if let Some(Err(e)) = doors.announcer.take().map(Announcer::send_repeatedly) {
+        monitor.complain(&format!("not announced: {e}"));
+    }
 }
 
 /// Unix sockets get their names: at the source they still had them until now, where both see one file system.

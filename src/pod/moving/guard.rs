@@ -1,9 +1,11 @@
 //! The source's side: the hold, the sockets and the freezer are given back when the mover goes; after `Commit` only
 //! the target's record counts.
 
-use super::{Reply, Request};
+use super::{Reply, Request, Stage};
 use crate::base::MoveId;
 use crate::freeze::{self, PodTasks};
+use crate::kernel::clone;
+use crate::kernel::pidfd::PidFd;
 use crate::net::Hold;
 use crate::pod::monitor::{ConnId, LivePod, Monitor};
 use crate::pod::store::{MoveMark, Status};
@@ -15,6 +17,10 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// Between two questions to a target that does not answer.
 const AGAIN: Duration = Duration::from_millis(300);
+/// How long a mover may take to end when the move is cancelled.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Tells a mover that its move is cancelled (it dies of it if it does not know better).
+pub const CANCEL: i32 = libc::SIGUSR1;
 
 /// What is to be taken back, and how far the move is.
 pub struct Guard {
@@ -26,6 +32,17 @@ pub struct Guard {
     repaired: Vec<RepairedSocket>,
     asking: Option<Child>,
     ask_at: Option<Instant>,
+    /// The mover's process.
+    mover: Option<PidFd>,
+    cancel: Option<Cancel>,
+}
+
+/// Somebody wants the move to end before its commit.
+struct Cancel {
+    /// Who waits for that.
+    waiting: Vec<ConnId>,
+    /// When a mover that does not end by itself is killed.
+    kill_at: Instant,
 }
 
 impl Guard {
@@ -35,6 +52,7 @@ impl Guard {
     }
 }
 
+const TOO_LATE: &str = "it is too late to cancel: the move has passed its commit point";
 const STRANGER: &str = "this connection is not moving the pod";
 
 fn owns(monitor: &Monitor, conn: ConnId) -> bool {
@@ -47,12 +65,20 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
         let reply = if owns(monitor, conn) { hold(monitor) } else { Err(STRANGER.to_owned()) };
         return monitor.answer_move(conn, reply.unwrap_or_else(Reply::Denied), Vec::new());
     }
+    if matches!(request, Request::Cancel) {
+        if let Err(reason) = cancel(monitor, conn) {
+            monitor.answer_move(conn, Reply::Denied(reason), Vec::new());
+        }
+        return;
+    }
     let outcome = match request {
         Request::Begin { move_id, to } => begin(monitor, conn, move_id, to),
         Request::Settle(decision) => event(monitor, SourceEvent::Verdict(decision)).map(|_| ()),
+        // The target's word came first: everything has been taken back.
+        Request::Abort if monitor.moving.guard.is_none() => Ok(()),
         _ if !owns(monitor, conn) => Err(STRANGER.to_owned()),
         Request::Stage(stage) => {
-            monitor.moving.stage = Some(stage);
+            monitor.set_stage(Some(stage));
             Ok(())
         }
         Request::Repairing(sockets) => {
@@ -62,10 +88,18 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
             Ok(())
         }
         Request::Frozen => frozen(monitor),
+        // Cancelled in time: the mover is on its way out, or hears it now.
+        Request::Commit if monitor.moving.guard.as_ref().is_some_and(|g| g.cancel.is_some()) => {
+            let _ = event(monitor, SourceEvent::Abort);
+            Err("the move was cancelled".to_owned())
+        }
         Request::Commit => agreed(event(monitor, SourceEvent::Commit)),
         Request::Abort => agreed(event(monitor, SourceEvent::Abort)),
         Request::Written => {
-            monitor.moving.guard = None;
+            let guard = monitor.moving.guard.take();
+            for waiting in guard.and_then(|g| g.cancel).into_iter().flat_map(|c| c.waiting) {
+                monitor.answer_move(waiting, Reply::Denied(TOO_LATE.to_owned()), Vec::new());
+            }
             depart(monitor, Status::Checkpointed, None);
             Ok(())
         }
@@ -96,13 +130,35 @@ fn begin(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, to: String) -> Re
         machine,
         conn: Some(conn),
         move_id,
-        to,
+        to: to.clone(),
         hold: None,
         repaired: Vec::new(),
         asking: None,
         ask_at: None,
+        mover: monitor.caller(conn),
+        cancel: None,
     };
     monitor.moving.guard = Some(guard);
+    monitor.set_stage(Some(Stage { to, ..Stage::named("pre-migration") }));
+    Ok(())
+}
+
+/// Ends a move before its commit: the mover is told, and everything is taken back when it is gone. Only then is
+/// anybody answered, so that the pod runs when `cancel` returns.
+fn cancel(monitor: &mut Monitor, conn: ConnId) -> Result<(), String> {
+    let Some(guard) = &mut monitor.moving.guard else { return Err("it is not being moved".to_owned()) };
+    // An image has its commit point where its file gets its name: the mover says so by its stage.
+    let committing = monitor.moving.stage.as_ref().is_some_and(|s| s.stage == Stage::COMMITMENT);
+    if committing || !matches!(guard.machine, Source::Moving { .. }) {
+        return Err(TOO_LATE.to_owned());
+    }
+    let at = Instant::now() + PATIENCE;
+    guard.cancel.get_or_insert_with(|| Cancel { waiting: Vec::new(), kill_at: at }).waiting.push(conn);
+    if let Some(mover) = &guard.mover {
+        // Gone already: its connection closes.
+        let _ = clone::pidfd_signal(mover, CANCEL);
+    }
+    monitor.wake_at(at);
     Ok(())
 }
 
@@ -209,7 +265,10 @@ fn undo(monitor: &mut Monitor) {
         monitor.complain(&format!("not thawed: {e}"));
     }
     end_asking(&mut guard);
-    monitor.moving.stage = None;
+    monitor.set_stage(None);
+    for conn in guard.cancel.into_iter().flat_map(|c| c.waiting) {
+        monitor.answer_move(conn, Reply::Done, Vec::new());
+    }
     if monitor.record.status == Status::InDoubt {
         monitor.record.moved_to = None;
         monitor.record.moving = None;
@@ -270,6 +329,15 @@ pub fn closed(monitor: &mut Monitor, conn: ConnId) {
 /// Has the resolver ended without an answer? Then again, a little later.
 pub fn tick(monitor: &mut Monitor) {
     let Some(guard) = &mut monitor.moving.guard else { return };
+    if let Some(cancel) = &guard.cancel {
+        if Instant::now() >= cancel.kill_at {
+            let _ = guard.mover.as_ref().map(|m| clone::pidfd_signal(m, libc::SIGKILL));
+        } else {
+            let at = cancel.kill_at;
+            monitor.wake_at(at);
+        }
+        return;
+    }
     if let Some(child) = &mut guard.asking {
         if matches!(child.try_wait(), Ok(Some(_)) | Err(_)) {
             guard.asking = None;

@@ -7,6 +7,8 @@
 mod arrival;
 mod guard;
 
+pub use guard::CANCEL;
+
 use super::client::Client;
 use super::monitor::{ConnId, Monitor};
 use super::proto;
@@ -60,8 +62,12 @@ pub enum Request {
         /// Frames captured at the source.
         frames: Vec<Frame>,
     },
+    /// Target: nothing will come of it. Answered when all that was made is gone.
+    GiveUp,
     /// Target: has this attempt been decided? Undecided ones are aborted now.
     Query(MoveId),
+    /// Source, from anyone: end the move under way before its commit. Answered when everything was taken back.
+    Cancel,
 }
 
 /// A move in progress, as `ps` shows it.
@@ -75,8 +81,27 @@ pub struct Stage {
     pub round: u32,
     /// Bytes still to send.
     pub bytes_left: u64,
-    /// Expected frozen time, microseconds.
+    /// Expected frozen time, microseconds; 0: not known.
     pub expected_frozen_us: u64,
+    /// Bytes sent so far.
+    #[serde(default)]
+    pub bytes_sent: u64,
+    /// Bytes a second sent lately; 0: not known.
+    #[serde(default)]
+    pub rate: u64,
+    /// Bytes a second the pod writes to its memory; 0: not known.
+    #[serde(default)]
+    pub dirty_rate: u64,
+}
+
+impl Stage {
+    /// The stage from which on nothing is cancelled any more.
+    pub const COMMITMENT: &str = "commitment";
+
+    /// A stage of which nothing but the name is known; [`Stage::to`] is filled in by who tells it.
+    pub fn named(stage: &str) -> Self {
+        Self { stage: stage.to_owned(), ..Self::default() }
+    }
 }
 
 /// What the target's monitor must know of the pod it now has.
@@ -146,6 +171,14 @@ impl Monitor {
     pub(super) fn answer_move(&mut self, conn: ConnId, reply: Reply, fds: Vec<OwnedFd>) {
         self.reply(conn, proto::Reply::Move(reply), fds);
     }
+
+    /// Where the move under way is, `None` when it is over; those who follow it are told.
+    fn set_stage(&mut self, stage: Option<Stage>) {
+        if self.moving.stage != stage {
+            self.moving.stage.clone_from(&stage);
+            self.event(&proto::Event::Move(stage));
+        }
+    }
 }
 
 /// A request; it is answered exactly once.
@@ -155,6 +188,7 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request, fds: Vec<Ow
         | Request::Sockets(_)
         | Request::Prepared(_)
         | Request::Own { .. }
+        | Request::GiveUp
         | Request::Query(_) => arrival::handle(monitor, conn, request, fds),
         _ => guard::handle(monitor, conn, request),
     }

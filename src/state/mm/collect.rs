@@ -70,6 +70,11 @@ pub struct Known {
 }
 
 impl Known {
+    /// Whether no mapping overlaps the next: a list read while the process ran may show one place twice.
+    pub fn in_order(&self) -> bool {
+        self.seen.windows(2).all(|w| w[0].range.end <= w[1].range.start)
+    }
+
     /// The mappings by rising address.
     pub fn mappings(&self) -> &[Seen] {
         &self.seen

@@ -103,7 +103,7 @@ fn append(rest: &mut Vec<Change>, piece: Vma, new: &[Vma]) {
 }
 
 fn soften(before: &Vma, after: &Vma, rest: &mut Vec<Change>) {
-    if matches!(after.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock) {
+    if after.is_special() {
         return;
     }
     let range = after.range;

@@ -98,6 +98,13 @@ pub struct Vma {
     pub name: Option<Vec<u8>>,
 }
 
+impl Vma {
+    /// Whether it is the kernel's own: vdso or vvar.
+    pub fn is_special(&self) -> bool {
+        matches!(self.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock)
+    }
+}
+
 /// Borders the kernel keeps (`struct prctl_mm_map`), and the auxiliary vector.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
 #[allow(missing_docs)]

@@ -121,7 +121,7 @@ impl Source {
             if !still_lives(facts, &mut self.buf) {
                 return Ok(None);
             }
-            if !matches!(result, Err(Error::Gone { .. })) {
+            if !result.as_ref().is_err_and(Error::is_passing) {
                 break;
             }
         }
@@ -153,6 +153,10 @@ impl Source {
             return Ok(None);
         }
         let known = read_mappings(&facts.proc, &facts.stat, facts.status.locked_kib, None, &mut self.buf)?;
+        if !known.in_order() {
+            // It changed while the kernel wrote the list.
+            return Err(Error::Gone { pid: facts.host });
+        }
         found.extend(guard_pages(facts.host, pid, &known)?);
         let mut tables =
             Tables { files: &mut self.files, objects: &mut self.objects, found, tracked: self.view.tracked };

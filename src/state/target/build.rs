@@ -126,7 +126,7 @@ impl Builder {
         }
         let pids =
             self.live.iter().filter_map(|pid| Some((MmId(*pid), self.bodies.get(pid)?.host))).collect();
-        Ok(Skeleton { pids, objects, anew })
+        Ok(Skeleton { pids, objects, anew, lost: Vec::new() })
     }
 
     /// Scratch at an address nobody will use, and a socket pair that every process inherits.

@@ -68,6 +68,8 @@ pub struct Skeleton {
     pub objects: HashMap<ObjectId, OwnedFd>,
     /// It was built from the beginning: no content is in place.
     pub anew: bool,
+    /// Mappings made anew although they were there: what was filled in them is gone.
+    pub lost: Vec<(MmId, AddrRange)>,
 }
 
 /// What is left for the monitor to do when the pod runs.

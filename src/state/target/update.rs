@@ -2,14 +2,15 @@
 //! What stays the same keeps its process and its content; what no change leads to is built anew.
 
 use super::error::{Error, Result};
-use super::space::Job;
+use super::space::{Job, Sources};
 use super::{Builder, PATIENCE, Skeleton, build, check};
 use crate::base::AddrRange;
+use crate::kernel::maps;
 use crate::remote::Running;
 use crate::state::Tree;
 use crate::state::mm::diff::{Change, changes};
 use crate::state::mm::restore::Special;
-use crate::state::mm::{MapFileId, MmLayout};
+use crate::state::mm::{MapFileId, MmId, MmLayout, Vma};
 use crate::state::object::{self, ObjectId};
 use crate::state::task::ProcNode;
 use crate::state::task::plan::{Family, INIT, Plan, plan};
@@ -88,6 +89,7 @@ impl Builder {
         self.live = build::live(tree);
         let sources = self.sources(tree, &files)?;
         let layouts: HashMap<i32, &MmLayout> = tree.mms.iter().map(|m| (m.mm.0, m)).collect();
+        let mut lost = Vec::new();
         for space in steps.spaces {
             let layout = layouts.get(&space.pid).ok_or(Error::Order("change an address space"))?;
             let copy_of = space.copy_of.map(|pid| match old.mms.iter().find(|m| m.mm.0 == pid) {
@@ -96,12 +98,36 @@ impl Builder {
             });
             let join = steps.joins.get(&space.pid).copied();
             self.space(&sources, Job { layout, changes: space.changes, copy_of, exe: space.exe, join })?;
+            if space.copy_of.is_none() {
+                lost.extend(self.whole(&sources, layout)?);
+            }
         }
         for node in tree.procs.iter().filter(|n| steps.zombies.contains(&n.pid)) {
             self.zombie(node, steps.joins.get(&node.pid).copied())?;
         }
         self.tree = Some(tree.clone());
-        self.handles(false)
+        Ok(Skeleton { lost, ..self.handles(false)? })
+    }
+
+    /// Makes every mapping one again that is one at the source: parts that held content before they met do not join, and
+    /// mremap(2) over them would fail. Those made anew for it, empty now.
+    fn whole(&mut self, sources: &Sources<'_>, layout: &MmLayout) -> Result<Vec<(MmId, AddrRange)>> {
+        let host = self.bodies.get(&layout.mm.0).ok_or(Error::Order("look at an address space"))?.host;
+        let path = format!("/proc/{host}/maps");
+        let text = std::fs::read(&path).map_err(Error::io("/proc/P/maps"))?;
+        let lines = maps::parse(&text).ok_or(Error::Order("read a line of /proc/P/maps"))?;
+        let in_parts = |vma: &&Vma| {
+            let n = lines.partition_point(|l| l.range.end <= vma.range.start);
+            !vma.is_special() && lines.get(n).is_some_and(|l| l.range.end < vma.range.end)
+        };
+        let parts: Vec<Vma> = layout.vmas.iter().filter(in_parts).cloned().collect();
+        if parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let unmap = parts.iter().map(|v| Change::Unmap(v.range));
+        let changes = unmap.chain(parts.iter().cloned().map(Change::Map)).collect();
+        self.space(sources, Job { layout, changes, copy_of: None, exe: false, join: None })?;
+        Ok(parts.iter().map(|v| (layout.mm, v.range)).collect())
     }
 
     /// Everything from the beginning.

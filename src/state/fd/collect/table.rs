@@ -163,7 +163,7 @@ impl Table {
         for (fd, facts) in numbers.into_iter().zip(facts.into_iter().flatten()) {
             let (info, link, st) = match facts {
                 Ok(facts) => facts,
-                Err(Errno::ENOENT) if gone_is_fine => continue,
+                Err(Errno::ENOENT | Errno::ESRCH) if gone_is_fine => continue,
                 Err(e) => return Err(Error::fd("reading fdinfo", (pid, fd))(e)),
             };
             let cloexec = info.cloexec;

@@ -1,0 +1,82 @@
+//! What a lab holds on this machine, to see that nothing is left of a pod.
+
+use super::lab::Lab;
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// What there is, by kind.
+pub type Footprint = BTreeMap<String, Vec<String>>;
+
+/// What a lab holds, apart from its agents: by kind, in words without numbers that change.
+pub fn footprint(lab: &Lab, id: &str) -> Footprint {
+    let mut found = Footprint::new();
+    let dir = lab.dir().to_str().expect("path").to_owned();
+    found.insert("processes".into(), processes(&dir, id));
+    let find = |args: &[&str]| {
+        let out = Command::new("find").args(args).output().expect("find");
+        String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    if !id.is_empty() {
+        found.insert("groups".into(), find(&["/sys/fs/cgroup", "-type", "d", "-name", &format!("{id}*")]));
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let ours = mounts.lines().filter(|l| l.contains(&dir) || (!id.is_empty() && l.contains(id)));
+    found.insert("mounts".into(), ours.map(str::to_owned).collect());
+    for host in [&lab.a, &lab.b] {
+        let inside = |program: &str, args: &[&str]| {
+            let out = host.ns.command(program).args(args).output().expect(program);
+            String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let names = |l: String| l.split(':').nth(1).unwrap_or_default().trim().to_owned();
+        let links = inside("ip", &["-o", "link"]).into_iter().map(names).collect();
+        found.insert(format!("{} links", host.name), links);
+        found.insert(format!("{} nft tables", host.name), inside("nft", &["list", "tables"]));
+        found.insert(format!("{} routes", host.name), inside("ip", &["route"]));
+        let root = host.root.to_str().expect("path");
+        for place in ["run/podmig", "var/lib/podmig/pods"] {
+            let files = find(&[&format!("{root}/{place}"), "!", "-type", "d", "!", "-name", ".lock"]);
+            found.insert(format!("{} {place}", host.name), files);
+        }
+    }
+    found
+}
+
+/// Processes that belong to a lab (its directory in their arguments or environment) or a pod (its id in their group).
+pub fn processes(dir: &str, id: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let read = |file: &str| {
+            String::from_utf8_lossy(&std::fs::read(entry.path().join(file)).unwrap_or_default())
+                .replace('\0', " ")
+        };
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let command = read("cmdline");
+        let ours = command.contains(dir) || read("environ").contains(dir);
+        let pods = !id.is_empty() && (command.contains(id) || read("cgroup").contains(id));
+        // The agents stay; zombies of ours have no command line.
+        if (ours || pods) && pid != std::process::id() && !command.contains(" agent ") && !command.is_empty()
+        {
+            found.push(command.replace(dir, "DIR").trim().to_owned());
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Everything of a pod is gone, and what there was before is there.
+#[track_caller]
+pub fn clean(lab: &Lab, id: &str, before: &Footprint) {
+    let start = Instant::now();
+    loop {
+        let now = footprint(lab, id);
+        let differ = now.iter().filter(|(k, v)| before.get(*k).map_or(!v.is_empty(), |b| b != *v));
+        let left: Vec<_> =
+            differ.map(|(k, v)| format!("{k}: {v:#?}, before: {:#?}", before.get(k))).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "left behind:\n{}", left.join("\n"));
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
