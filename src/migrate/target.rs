@@ -219,6 +219,8 @@ impl<'s> Target<'s> {
             syscall_at: init::syscall_address(),
             cgroup: super::source::freezer_of(&prepared.info)?,
             ports: prepared.ports.into_iter().collect(),
+            vdso: self.request.manifest.vdso.clone(),
+            xstate: self.request.manifest.xstate.clone(),
         };
         self.builder = Some(Builder::new(ctx)?);
         Ok(())
