@@ -53,6 +53,7 @@ impl Mover<'_> {
         mut pre: Option<&mut Precopy>,
     ) -> Result<Capture, Failure> {
         self.stage("stop-and-copy")?;
+        source.look_ahead();
         let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
         self.watch.lap("capture");

@@ -18,7 +18,7 @@ pub struct Incoming {
     conn: Option<ConnId>,
     move_id: MoveId,
     deadline: Instant,
-    sockets: Vec<(OwnedFd, (bool, bool))>,
+    sockets: Vec<(OwnedFd, fds::Waking)>,
     arrival: Option<Arrival>,
     frames: Vec<Frame>,
     /// Opened before the commit, dropped when there is time: both cost more than what they do.

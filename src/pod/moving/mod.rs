@@ -12,7 +12,7 @@ use super::monitor::{ConnId, Monitor};
 use super::proto;
 use crate::base::{Decision, Failure, Kind, MoveId};
 use crate::net::Frame;
-use crate::state::fd::restore::SocketFile;
+use crate::state::fd::restore::{SocketFile, Waking};
 use crate::state::inet::collect::RepairedSocket;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -50,9 +50,8 @@ pub enum Request {
         /// The monitor gives up by itself after so many milliseconds.
         deadline_ms: u64,
     },
-    /// Target: sockets in repair (descriptors beside), to be switched on at activation, each with its SO_REUSEADDR and whether it
-    /// holds data never sent.
-    Sockets(Vec<(bool, bool)>),
+    /// Target: sockets in repair (descriptors beside), to be switched on at activation.
+    Sockets(Vec<Waking>),
     /// Target: every task lies detached in the frozen cgroup.
     Prepared(Arrival),
     /// Target: the source committed; frames to replay. Answered when the pod runs.
