@@ -123,6 +123,8 @@ pub struct Arrival {
     pub log_tail: Vec<u8>,
     /// Files of unix sockets, to be brought to their places.
     pub socket_files: Vec<SocketFile>,
+    /// Host pids of what `exec` runs: its callers stayed behind, as a lost terminal.
+    pub hang_up: Vec<i32>,
 }
 
 /// The monitor's answer.
@@ -222,7 +224,7 @@ impl Client {
     pub fn moving_with(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, Failure> {
         let odd = |text: String| Failure::new(Kind::Failed, "the pod's monitor", text);
         match self.request(&proto::Request::Move(request), fds)?.0 {
-            proto::Reply::Move(Reply::Denied(reason)) => Err(odd(reason)),
+            proto::Reply::Move(Reply::Denied(reason)) => Err(Failure::new(Kind::Failed, self.name(), reason)),
             proto::Reply::Move(reply) => Ok(reply),
             proto::Reply::Failed(failure) => Err(failure),
             other => Err(odd(format!("an answer that does not fit: {other:?}"))),
