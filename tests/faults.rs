@@ -315,12 +315,11 @@ fn a_monitor_killed_during_a_move() {
         let states = loop {
             let states = scene.states();
             let (source, target) = (states[from].as_deref(), states[to].as_deref());
-            let over = match (source, target) {
-                (Some("running"), None | Some("moved")) => true,
-                (Some("moved" | "lost"), Some("running")) => true,
-                (Some("moved" | "lost"), None | Some("lost" | "moved")) => true,
-                _ => false,
-            };
+            let over = matches!(
+                (source, target),
+                (Some("running"), None | Some("moved"))
+                    | (Some("moved" | "lost"), Some("running") | None | Some("lost" | "moved"))
+            );
             if over {
                 break states;
             }
