@@ -288,6 +288,9 @@ impl Mover<'_> {
             ),
             realtime_ns: facts::realtime_ns(),
             memory: facts::resident(&self.cgroup),
+            vdso: crate::kernel::vdso::own()
+                .map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?,
+            xstate: crate::kernel::cpuid::xsave_components(),
             leave_running: self.order.leave_running,
         })
     }

@@ -57,6 +57,7 @@ pub(super) fn learn(init: i32) -> Result<Host> {
         pid_max: pid_max.trim().parse().map_err(|_| odd("kernel.pid_max"))?,
         timer_ids: false,
         oom_score_adj: text("oom_score_adj")?.parse().map_err(|_| odd("oom_score_adj"))?,
+        timer_slack: crate::kernel::sched::timer_slack(init),
         coredump_filter: u32::from_str_radix(&text("coredump_filter")?, 16)
             .map_err(|_| odd("coredump_filter"))?,
     })
@@ -68,6 +69,8 @@ impl Builder {
         if self.slot.is_some() {
             return Err(Error::Order("build a skeleton twice"));
         }
+        let adapted = self.adapted(tree)?;
+        let tree = &*adapted;
         check::tree(tree)?;
         let plan = plan::plan(&tree.procs, self.host.pid_max)?;
         let start = Instant::now();

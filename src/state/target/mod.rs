@@ -12,6 +12,7 @@
 //! Tried and dropped: a scratch area per thread (batches of one process never overlap in time, so one does);
 //! fillers for unused descriptor numbers (moving down from the top needs none).
 
+mod bridge;
 mod build;
 mod check;
 mod error;
@@ -31,10 +32,12 @@ pub use error::{Error, Result};
 use crate::base::AddrRange;
 use crate::kernel::cgroup::Freezer;
 use crate::remote::{Fate, Regs, Running, Slot, Stopped};
+use crate::state::cpu::xstate::Component;
 use crate::state::fd::Port;
 use crate::state::fd::restore::{LateInside, LateLock, Repaired, SocketFile};
 use crate::state::mm::MmId;
 use crate::state::mm::restore::Special;
+use crate::state::mm::vdso::Foreign;
 use crate::state::object::ObjectId;
 use crate::state::{Tree, cred};
 use handover::Transport;
@@ -57,6 +60,10 @@ pub struct TargetCtx {
     pub cgroup: Freezer,
     /// Ends of the channels to the monitor, for descriptors that are [`Port`]s.
     pub ports: HashMap<Port, OwnedFd>,
+    /// Image of the vdso of the kernel the pod comes from; empty: the same as here.
+    pub vdso: Vec<u8>,
+    /// Components of the extended state of the CPU the pod comes from; empty: the same as here.
+    pub xstate: Vec<Component>,
 }
 
 /// What the memory room needs to fill a skeleton.
@@ -108,12 +115,20 @@ struct Host {
     timer_ids: bool,
     oom_score_adj: i32,
     coredump_filter: u32,
+    /// Slack of init's timers, which its descendants inherit.
+    timer_slack: Option<u64>,
 }
 
 /// Builds one pod. All of its calls come from the thread that made it.
 #[derive(Debug)]
 pub struct Builder {
     ctx: TargetCtx,
+    /// State components of this CPU.
+    components: Vec<Component>,
+    /// The pod comes from another kernel.
+    foreign: Option<Foreign>,
+    /// Where this kernel's mappings lie in the processes of such a pod.
+    places: HashMap<i32, u64>,
     ns: PodNs,
     host: Host,
     /// None only once it was let go.
@@ -158,8 +173,13 @@ impl Builder {
         debug_assert_eq!(init.fate(), Fate::Detach);
         let ns = PodNs::of(ctx.init)?;
         let host = build::learn(ctx.init)?;
+        let ours = crate::kernel::vdso::own().map_err(Error::io("/proc/self/mem"))?;
+        let foreign = Foreign::new(&ctx.vdso, &ours, host.special).map_err(Error::unfit(1))?;
         let mut builder = Self {
             ctx,
+            foreign,
+            places: HashMap::new(),
+            components: crate::kernel::cpuid::xsave_components(),
             ns,
             host,
             init: Some(init),

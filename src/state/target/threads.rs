@@ -2,15 +2,18 @@
 
 use super::error::{Error, Result};
 use super::finish::Hands;
-use super::{Body, Builder};
+use super::{Body, Builder, Host};
 use crate::kernel::ptrace::{self, Wait};
+use crate::kernel::sched::{self, SchedAttr};
 use crate::remote::{self, Fate, Stopped, new_child, thread_tids};
+use crate::state::cpu::xstate::{self, Component};
 use crate::state::cred::Seccomp;
 use crate::state::cred::restore::Filter;
 use crate::state::mm::{Backing, MmLayout, VmaFlags};
 use crate::state::script::Script;
 use crate::state::task::{ProcessState, ThreadState, restore};
 use crate::state::{PodState, Tree, cpu, cred, mm, signal, timer};
+use nix::errno::Errno;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -35,6 +38,13 @@ impl Builder {
             body.threads.push((t.tid, task));
         }
         Ok(())
+    }
+
+    /// All threads of a process go before others on this host until they have their own priority. Not earlier: what a
+    /// thread in a hurry gives birth to would have no timer slack.
+    pub(super) fn hurry(&self, pid: i32) {
+        let threads = self.bodies.get(&pid).into_iter().flat_map(|b| &b.threads);
+        threads.for_each(|(_, task)| sched::hurry(task.tid()));
     }
 
     /// Puts a process into the job-control stop it was in. It takes its SIGSTOP before any instruction; other
@@ -160,7 +170,8 @@ impl Builder {
         slot.unmap(self.leader(pid)?, at).map_err(Error::remote(pid, "taking the scratch area away"))?;
         let body = self.bodies.get(&pid).ok_or(Error::Order("finish a process"))?;
         for (t, (_, task)) in p.threads.iter().zip(&body.threads) {
-            set_cpu(pid, t, task)?;
+            set_cpu(pid, t, task, &self.ctx.xstate, &self.components)?;
+            self.host.settle(pid, t, task.tid())?;
         }
         Ok(())
     }
@@ -187,6 +198,22 @@ impl Builder {
             }
         }
         Err(Error::Unfit { pid, what: "no `syscall` instruction is left in it".to_owned() })
+    }
+}
+
+impl Host {
+    /// Gives thread `tid` its own scheduling policy, in place of ours.
+    fn settle(&self, pid: i32, t: &ThreadState, tid: i32) -> Result<()> {
+        let want = &t.sched;
+        let sys =
+            |doing| move |e: Errno| Error::Io { what: format!("process {pid}: {doing}"), source: e.into() };
+        sched::set_attributes(tid, &SchedAttr::new(want.policy, want.nice, want.priority))
+            .map_err(sys("sched_setattr"))?;
+        // Real-time threads show none and need none.
+        if want.timerslack_ns != 0 && self.timer_slack != Some(want.timerslack_ns) {
+            sched::set_timer_slack(tid, want.timerslack_ns).map_err(sys("setting its timer slack"))?;
+        }
+        Ok(())
     }
 }
 
@@ -255,16 +282,12 @@ fn tells_of_stop(p: &ProcessState, child: i32) -> bool {
     })
 }
 
-fn set_cpu(pid: i32, t: &ThreadState, task: &Stopped) -> Result<()> {
+fn set_cpu(pid: i32, t: &ThreadState, task: &Stopped, from: &[Component], to: &[Component]) -> Result<()> {
     let regs = cpu::restore::registers(&t.cpu.regs).map_err(Error::unfit(pid))?;
     let here = task.xstate().map_err(Error::remote(pid, "reading its extended state"))?.len();
-    if here != t.cpu.xstate.len() {
-        let there = t.cpu.xstate.len();
-        let what = format!("its extended CPU state has {there} bytes, this CPU's {here}");
-        return Err(Error::Unfit { pid, what });
-    }
+    let xstate = xstate::fit(&t.cpu.xstate, from, to, here).map_err(Error::unfit(pid))?;
     let failed = Error::remote(pid, "setting its registers");
-    task.set_xstate(&t.cpu.xstate).map_err(&failed)?;
+    task.set_xstate(&xstate).map_err(&failed)?;
     task.set_sigmask(t.signals.mask).map_err(&failed)?;
     task.set_regs(&regs).map_err(&failed)
 }
