@@ -305,3 +305,64 @@ fn a_host_is_looked_at() {
     let row = rows.as_array().unwrap().last().unwrap();
     assert!(row["detail"].as_str().unwrap().contains("cannot be reached: Connection refused"), "{row}");
 }
+
+#[test]
+fn what_exec_runs_is_hung_up_by_a_move() {
+    let lab = Lab::new();
+    lab.a.ok(&["start", "--name", "web", "--net", "none", "--", "sleep", "1000"]);
+    let heard = lab.dir().join("heard");
+    let program = format!(
+        "import signal,time,os\ndef f(n,*a):\n open({0:?},'a').write('hung up\\n'); os._exit(0)\nsignal.signal(1,f)\n\
+         print('set',flush=True)\nwhile True: time.sleep(0.01)",
+        heard.to_str().unwrap()
+    );
+    let mut beside = lab.a.podmig(&["exec", "web", "--", "python3", "-c", &program]);
+    let (input, output) = (std::process::Stdio::piped(), std::process::Stdio::piped());
+    let mut beside = beside.stdin(input).stdout(output).spawn().unwrap();
+    let mut said = [0; 4];
+    std::io::Read::read_exact(beside.stdout.as_mut().unwrap(), &mut said).unwrap();
+    lab.a.ok(&["exec", "-d", "web", "--", "sleep", "2000"]);
+    let report = lab.a.json(&["move", "web", "hostb"], 0);
+    assert_eq!(report["outcome"], "moved");
+    assert_eq!(beside.wait().unwrap().code(), Some(129), "128 + SIGHUP");
+    until(LIMIT, "it hears of it", || {
+        fs::read_to_string(&heard).is_ok_and(|t| t == "hung up\n").then_some(())
+    });
+    // Nobody was joined to this one.
+    until(LIMIT, "it has ended", || {
+        let all = lab.b.ok(&["exec", "web", "--", "ps", "-eo", "args"]);
+        assert!(all.contains("sleep 2000"), "{all}");
+        (!all.contains("signal.signal")).then_some(())
+    });
+}
+
+#[test]
+fn what_cannot_be_is_said_by_name() {
+    let lab = Lab::new();
+    lab.a.ok(&["start", "--name", "web", "--net", "none", "--", "sleep", "1000"]);
+    let error = |args: &[&str], code: i32| lab.a.json(args, code)["error"].clone();
+    // A host that is this one.
+    let id = lab.a.ok(&["host", "id"]);
+    lab.a.ok(&["host", "add", "me", "10.77.0.1", id.split_whitespace().last().unwrap()]);
+    let e = error(&["move", "web", "me"], 4);
+    assert!(e["message"].as_str().unwrap().contains("already (running)"), "{e}");
+    lab.a.ok(&["pause", "web"]);
+    for args in [&["move", "web", "hostb"][..], &["checkpoint", "web", "-o", "/nowhere/x"]] {
+        let e = error(args, 4);
+        assert_eq!((&e["blockers"][0]["kind"], &e["object"]), (&"paused".into(), &"web".into()), "{e}");
+    }
+    lab.a.ok(&["resume", "web"]);
+    assert_eq!(error(&["start", "web"], 9)["message"], "it is running already");
+    // A name kept there for another pod, which has moved on.
+    lab.b.ok(&["start", "--name", "two", "--net", "none", "--", "sleep", "1000"]);
+    lab.b.ok(&["move", "two", "hosta"]);
+    lab.a.ok(&["rm", "-f", "two"]);
+    lab.a.ok(&["start", "--name", "two", "--net", "none", "--", "sleep", "1000"]);
+    let e = error(&["move", "two", "hostb"], 9);
+    assert!(
+        e["message"].as_str().unwrap().contains("keeps the name for a pod that has moved to hosta"),
+        "{e}"
+    );
+    lab.b.ok(&["rm", "two"]);
+    lab.a.ok(&["move", "two", "hostb"]);
+}

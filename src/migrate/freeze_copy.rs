@@ -128,7 +128,7 @@ impl Mover<'_> {
             let bytes_left = facts::resident(&self.cgroup);
             self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
         }
-        let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
+        let capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
         self.watch.lap("capture");
         Ok(capture)

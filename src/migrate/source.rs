@@ -34,6 +34,10 @@ pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// How much of the log travels, bytes.
 pub(super) const LOG_TAIL: u64 = 64 << 10;
 
+/// How often what is in the way is looked at again, and how long after.
+const LOOKS: usize = 2;
+const LOOK: Duration = Duration::from_millis(20);
+
 /// A mover at work.
 pub(super) struct Mover<'a> {
     pub(super) order: &'a Order,
@@ -155,7 +159,9 @@ pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<Vec<Blocker>,
 /// As [`greet`].
 pub(super) fn meet(channel: &mut Channel, ours: &Hello) -> Result<Box<Hello>, Failure> {
     // TLS 1.3: a caller whose key is unknown there learns of it only by the closed connection.
+    let ssh = channel.is_ssh();
     let turned_away = |e| match e {
+        crate::wire::Error::Lost { host, .. } if ssh => crate::wire::Error::Ssh { host },
         crate::wire::Error::Lost { host, .. } => crate::wire::Error::Untrusted {
             host,
             reason: "it closed the connection at once; it may not know this host's key".into(),
@@ -173,6 +179,24 @@ pub(super) fn meet(channel: &mut Channel, ours: &Hello) -> Result<Box<Hello>, Fa
         return Err(crate::wire::Error::Version { host, theirs: theirs.versions, ours: ours.versions }.into());
     }
     Ok(theirs)
+}
+
+/// What stands in the way of the pod. Its programs run on while they are looked at: what is in the way only because one
+/// of them was just about to start or end another is not there any more at the next look.
+fn settled_preflight(source: &mut Source) -> Result<Vec<Blocker>, Failure> {
+    let mut found = source.preflight()?;
+    for _ in 0..LOOKS {
+        if found.is_empty() {
+            break;
+        }
+        std::thread::sleep(LOOK);
+        let again = source.preflight()?;
+        found.retain(|b| again.contains(b));
+        if found.is_empty() {
+            found = again;
+        }
+    }
+    Ok(found)
 }
 
 /// The peer said something that does not fit here.
@@ -206,7 +230,7 @@ impl Mover<'_> {
 
     fn stages(&mut self, mut blockers: Vec<Blocker>) -> Result<(), Failure> {
         let mut source = Source::new(self.view())?;
-        blockers.extend(source.preflight()?);
+        blockers.extend(settled_preflight(&mut source)?);
         self.watch.lap("preflight");
         if !blockers.is_empty() {
             return Err(Failure::refused(self.name(), blockers));

@@ -26,10 +26,12 @@ use crate::pod::store::{self, Record as PodRecord, Status, Store};
 use crate::pod::{init, launch};
 use crate::sandbox::space::Clocks;
 use crate::state::fd::restore as fds;
+use crate::state::fd::{FdEntry, FileKind, OpenFile, Port};
 use crate::state::mm::MmId;
 use crate::state::target::{Builder, Finished, Skeleton, TargetCtx};
 use crate::state::{PodState, Tree};
 use nix::time::{ClockId, clock_gettime};
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -106,6 +108,17 @@ pub struct Owned {
     replayer: Option<Replayer>,
 }
 
+/// A pod that runs here does not arrive here (a host may know itself by some name).
+fn absent(store: &Store, request: &Request) -> Result<(), Failure> {
+    match store.get(&request.manifest.spec.id)? {
+        Some(r) if matches!(r.status, Status::Running | Status::Paused) => {
+            let text = format!("it is here, on {}, already ({})", facts::hostname(), r.status);
+            Err(Failure::new(Kind::Refused, r.spec.name.as_str(), text).remedy("choose another host"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Takes name and id. An earlier attempt of the same pod whose mover died may still be being taken down: it is
 /// waited for.
 fn take_place(store: &Store, request: &Request) -> Result<PodRecord, Failure> {
@@ -114,6 +127,13 @@ fn take_place(store: &Store, request: &Request) -> Result<PodRecord, Failure> {
         match store.reserve_incoming(&request.spec(), request.manifest.generation + 1) {
             Err(store::Error::Here { status: Status::Incoming, .. }) if Instant::now() < until => {
                 std::thread::park_timeout(Duration::from_millis(5));
+            }
+            // Another pod's: for this one the name is simply taken.
+            Err(store::Error::Elsewhere { name, host, .. }) => {
+                let here = facts::hostname();
+                let text = format!("{here} keeps the name for a pod that has moved to {host}");
+                return Err(Failure::new(Kind::Taken, name.as_str(), text)
+                    .remedy(format!("`podmig rm {name}` there forgets that one")));
             }
             other => return Ok(other?),
         }
@@ -170,6 +190,7 @@ impl<'s> Target<'s> {
     /// As [`Target::could_take`], and what could not be made; nothing is left then.
     pub fn reserve(store: &'s Store, request: Request) -> Result<Self, Failure> {
         let watch = Stopwatch::start("target");
+        absent(store, &request)?;
         Self::could_take(&request)?;
         let record = take_place(store, &request)?;
         let (there, here) = (request.manifest.clocks, request.came);
@@ -346,12 +367,25 @@ impl<'s> Target<'s> {
             started: self.request.manifest.started.parse().ok(),
             log_tail: std::mem::take(&mut self.log),
             socket_files: std::mem::take(&mut self.finished.socket_files),
+            hang_up: self.sessions(&state),
             input: state.input,
             input_ended: state.input_ended,
         };
         self.client.moving(moving::Request::Prepared(arrival))?;
         self.watch.lap("prepare");
         Ok(self.watch.pairs())
+    }
+
+    /// Host pids of the process groups of `exec` sessions, whose streams ended with the source.
+    fn sessions(&self, state: &PodState) -> Vec<i32> {
+        let (Some(tree), Some(skeleton)) = (&self.tree, &self.skeleton) else { return Vec::new() };
+        let session = |file: &OpenFile| matches!(file.kind, FileKind::Port(Port::Session(_)));
+        let file = |fd: &FdEntry| state.files.get(fd.file.0 as usize).is_some_and(session);
+        let joined = |pid: i32| state.procs.iter().any(|p| p.pid == pid && p.fds.iter().any(file));
+        let leaders: HashSet<i32> =
+            tree.procs.iter().filter(|p| p.sid == p.pid && joined(p.pid)).map(|p| p.pid).collect();
+        let groups = tree.procs.iter().filter(|p| leaders.contains(&p.pgid));
+        groups.filter_map(|p| skeleton.pids.get(&MmId(p.pid)).copied()).collect()
     }
 
     /// Compares the source's hashes of all memory with those of what was built here.

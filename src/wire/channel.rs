@@ -156,6 +156,11 @@ impl Channel {
         Self::new(transport, std::env::var("SSH_CLIENT").unwrap_or_else(|_| "ssh".into()))
     }
 
+    /// Whether the peer is reached over ssh.
+    pub fn is_ssh(&self) -> bool {
+        matches!(self.transport, Transport::Ssh { .. })
+    }
+
     fn lost(&self, source: crate::image::Error) -> Error {
         Error::Lost { host: self.peer.clone(), source }
     }

@@ -272,6 +272,9 @@ fn activate(monitor: &mut Monitor) {
         replayer.send(&incoming.frames);
     }
     lap(monitor, &mut incoming.stages, "replay");
+    if let Some(arrival) = &incoming.arrival {
+        hang_up(arrival);
+    }
     if let Some(pod) = &monitor.pod
         && let Err(e) = pod.cgroup.freezer().thaw()
     {
@@ -295,6 +298,13 @@ fn open(monitor: &Monitor, doors: &mut Doors) {
     }
     if let Some(Err(e)) = doors.announcer.take().map(Announcer::send_repeatedly) {
         monitor.complain(&format!("not announced: {e}"));
+    }
+}
+
+/// Commands of `exec` are told that their caller has gone. They stand still: no pid of them is anybody else's.
+fn hang_up(arrival: &Arrival) {
+    for pid in &arrival.hang_up {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGHUP);
     }
 }
 

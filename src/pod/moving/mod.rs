@@ -134,6 +134,8 @@ pub struct Arrival {
     pub input: Vec<u8>,
     /// Nothing more will come.
     pub input_ended: bool,
+    /// Host pids of what `exec` runs: its callers stayed behind, as a lost terminal.
+    pub hang_up: Vec<i32>,
 }
 
 /// The monitor's answer.
@@ -241,7 +243,7 @@ impl Client {
     pub fn moving_with(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, Failure> {
         let odd = |text: String| Failure::new(Kind::Failed, "the pod's monitor", text);
         match self.request(&proto::Request::Move(request), fds)?.0 {
-            proto::Reply::Move(Reply::Denied(reason)) => Err(odd(reason)),
+            proto::Reply::Move(Reply::Denied(reason)) => Err(Failure::new(Kind::Failed, self.name(), reason)),
             proto::Reply::Move(reply) => Ok(reply),
             proto::Reply::Failed(failure) => Err(failure),
             other => Err(odd(format!("an answer that does not fit: {other:?}"))),

@@ -178,6 +178,12 @@ impl<'a> Hands<'a> {
             FileKind::Epoll(_) => {
                 descr::epoll().map_err(Error::restore("epoll_create1(2)", || "an epoll set".into()))?
             }
+            // Whoever it was joined to is not here: as if he had gone.
+            FileKind::Port(Port::Session(_)) => {
+                let (r, w) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+                    .map_err(Error::restore("pipe2(2)", || "a session's stream".into()))?;
+                if f.flags & libc::O_ACCMODE == libc::O_RDONLY { r } else { w }
+            }
             FileKind::Port(port) => {
                 let fd = self.ctx.ports.get(port);
                 let fd = fd.ok_or_else(|| Error::image(id, format!("port {port:?} is not given")))?;
