@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::footprint::{self, Footprint};
+use common::footprint::{as_before, settled};
 use common::lab::{Host, Lab, PODMIG};
 use common::steps::{self, Running};
 use common::{full, until};
@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A program that counts into its log, so that whether it runs can be seen.
 const COUNT: [&str; 3] = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.02; done"];
@@ -60,55 +60,6 @@ fn runs(lab: &Lab, host: &Host, pod: &str) {
     };
     let before = last();
     until(Duration::from_secs(10), &format!("{pod} counts on"), || (last() > before).then_some(()));
-}
-
-/// [`everything`], once the workers of the lab's first looks at the agents have ended.
-fn settled(lab: &Lab) -> Footprint {
-    let dir = lab.dir().to_str().expect("path").to_owned();
-    until(Duration::from_secs(20), "workers end", || {
-        let workers = |p: &String| p.contains("__serve");
-        (!footprint::processes(&dir, "").iter().any(workers)).then_some(())
-    });
-    everything(lab)
-}
-
-/// Everything of podmig's that is there: processes, mounts, links, tables, routes, files, and the control groups of both stores.
-fn everything(lab: &Lab) -> Footprint {
-    let mut all = footprint::footprint(lab, "");
-    for host in [&lab.a, &lab.b] {
-        let places = podmig::pod::store::Places::resolve(Some(&host.root));
-        let any = common::podhost::spec("any", &["true"]);
-        let leaf = podmig::pod::monitor::group_of(&places, &any, None);
-        let ending = leaf.to_str().and_then(|l| l.rsplit('-').next()).expect("store").to_owned();
-        let out = Command::new("find")
-            .args(["/sys/fs/cgroup", "-type", "d", "-name", &format!("*-{ending}")])
-            .output()
-            .expect("find");
-        let groups = String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect();
-        all.insert(format!("{} groups", host.name), groups);
-    }
-    for names in all.values_mut() {
-        // A record on its way to the disk: it takes its name in a moment.
-        names.retain(|n| !n.contains("/.record.json."));
-        names.sort();
-    }
-    all
-}
-
-/// Nothing came, nothing went; a target may still be clearing away when the source has its answer.
-#[track_caller]
-fn as_before(lab: &Lab, before: &Footprint) {
-    let start = Instant::now();
-    loop {
-        let now = everything(lab);
-        if now == *before {
-            return;
-        }
-        let differ: Vec<_> = now.iter().filter(|(k, v)| before.get(*k) != Some(*v)).collect();
-        let were: Vec<_> = differ.iter().map(|(k, _)| before.get(*k)).collect();
-        assert!(start.elapsed() < Duration::from_secs(3), "not as before: {differ:#?}\nbut {were:#?}");
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
 }
 
 fn text(value: &Value) -> String {

@@ -427,11 +427,23 @@ impl<'s> Target<'s> {
         (self.filler, self.skeleton) = (None, None);
         drop(self.builder.take());
         self.client.patience(TEAR_DOWN);
-        if let Err(refusal) = self.client.moving(moving::Request::GiveUp) {
-            // It is gone, or as good as: its pod with it.
-            tracing::debug!("giving up: {refusal}");
-            self.client.hang_up();
-            if let Err(left) = crate::pod::monitor::sweep_dead(self.store, &self.record) {
+        let Err(refusal) = self.client.moving(moving::Request::GiveUp) else { return };
+        // The monitor is gone, or as good as: by itself, after it had removed everything, or killed.
+        tracing::debug!("giving up: {refusal}");
+        self.client.hang_up();
+        let until = Instant::now() + CLEARING;
+        let alive = || match self.store.get(&self.record.spec.id) {
+            Ok(Some(found)) if found.owner_alive() => Some(found.created == self.record.created),
+            _ => None,
+        };
+        // Killed just now, it is still there for a moment.
+        while alive() == Some(true) && Instant::now() < until {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        // What another attempt has made meanwhile is not ours.
+        if alive().is_none() {
+            let swept = crate::pod::monitor::sweep(self.store, &self.record);
+            if let Err(left) = swept.and_then(|()| Ok(self.store.give_back_dead(&self.record)?)) {
                 tracing::warn!("an arriving pod was not removed as a whole: {left}");
             }
         }

@@ -18,6 +18,10 @@ use std::time::{Duration, Instant};
 /// How long a peer may take to answer a connect or a handshake.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// How long what was sent may stay unacknowledged (tcp(7), TCP_USER_TIMEOUT; by itself the kernel tries for a quarter of an
+/// hour, while a pod stands still).
+const CUT: Duration = Duration::from_secs(20);
+
 /// What came.
 #[derive(Debug)]
 pub enum Incoming<'a> {
@@ -302,6 +306,8 @@ fn tune(socket: &TcpStream) {
     let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::TcpKeepIdle, &2);
     let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::TcpKeepInterval, &1);
     let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::TcpKeepCount, &5);
+    let cut = u32::try_from(CUT.as_millis()).unwrap_or(u32::MAX);
+    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::TcpUserTimeout, &cut);
 }
 
 fn connect_tls(me: &Identity, host: &str, addr: &str, pinned: Fingerprint) -> Result<Channel, Error> {

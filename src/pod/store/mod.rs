@@ -323,6 +323,17 @@ impl Store {
         }
     }
 
+    /// As [`Store::give_back`], for a reservation for an arriving pod whose monitor is dead, unless it is void already.
+    pub fn give_back_dead(&self, record: &Record) -> Result<(), Error> {
+        let _lock = self.lock_names()?;
+        match self.read(&record.spec.id)? {
+            Some(found) if found.status == Status::Incoming && found.created == record.created => {
+                self.give_back(&found)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the record of a pod, and so frees its name; what else there is of it stays until [`Store::remove`].
     pub fn forget(&self, id: &PodId) -> Result<(), Error> {
         let record = self.places.record(id);

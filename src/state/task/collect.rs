@@ -402,3 +402,22 @@ pub fn sched(tid: i32, pid: i32, usual: &Usual, found: &mut Vec<Blocker>) -> Res
         affinity: if affinity == usual.affinity { Vec::new() } else { affinity },
     })
 }
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn only_a_clamp_of_its_own_is_one() {
+        let attr = |policy: i32, util_min, util_max| {
+            let mut attr = sched::SchedAttr::default();
+            (attr.policy, attr.util_min, attr.util_max) = (policy.cast_unsigned(), util_min, util_max);
+            attr
+        };
+        // A kernel without clamps; none set; the system's own for real-time threads.
+        assert!(!clamped(&attr(libc::SCHED_OTHER, 0, 0)));
+        assert!(!clamped(&attr(libc::SCHED_OTHER, 0, 1024)));
+        assert!(!clamped(&attr(libc::SCHED_RR, 1024, 1024)));
+        assert!(clamped(&attr(libc::SCHED_OTHER, 512, 1024)) && clamped(&attr(libc::SCHED_FIFO, 0, 800)));
+    }
+}
