@@ -1,6 +1,7 @@
 //! What the frames of a migration say, besides pages.
 
 use crate::base::spec::PodSpec;
+use crate::state::cpu::xstate::Component;
 use crate::state::{PodState, Tree};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,10 @@ pub struct Manifest {
     pub realtime_ns: i64,
     /// Memory with content, bytes: what the target should be able to hold.
     pub memory: u64,
+    /// Image of the vdso of the kernel the pod comes from.
+    pub vdso: Vec<u8>,
+    /// State components of the CPU the pod comes from.
+    pub xstate: Vec<Component>,
     /// The pod goes on at the source after this (image only): restoring needs `--takeover`.
     pub leave_running: bool,
 }

@@ -8,6 +8,15 @@ pub fn xsave_component(n: u32) -> (usize, usize) {
     (leaf.ebx as usize, leaf.eax as usize)
 }
 
+/// The state components from AVX on that this host's programs can use: number, offset and size in bytes.
+pub fn xsave_components() -> Vec<(u32, u32, u32)> {
+    let all = (2..63).map(|n| (n, xsave_component(n)));
+    // Offset 0: a supervisor's, which programs do not see.
+    all.filter(|(_, (at, size))| *at != 0 && *size != 0)
+        .map(|(n, (at, size))| (n, at as u32, size as u32))
+        .collect()
+}
+
 /// Size in bytes of an uncompacted XSAVE area that holds the components of `features` (an XCR0-like mask).
 pub fn xsave_size(features: u64) -> usize {
     const LEGACY_AND_HEADER: usize = 512 + 64;

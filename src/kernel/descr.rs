@@ -187,6 +187,15 @@ pub fn lock_ofd(fd: impl AsFd, exclusive: bool, start: u64, len: u64) -> Result<
     Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_SETLK, lock.as_ptr()) }).map(drop)
 }
 
+/// Whether a lock could be taken through another description of the same file now (`F_OFD_GETLK`): no description or
+/// process holds one in its way.
+pub fn lock_is_free(fd: impl AsFd, exclusive: bool, start: u64, len: u64) -> Result<bool, Errno> {
+    let mut lock = flock_struct(exclusive, start, len);
+    // SAFETY: `lock` is a whole struct flock; the kernel copies it in and out, alignment does not matter to it.
+    Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_GETLK, lock.as_mut_ptr()) })?;
+    Ok(lock[..2] == (libc::F_UNLCK as i16).to_ne_bytes())
+}
+
 /// Raises our own limit on descriptors towards `n`, as far as we may: the hard limit only with CAP_SYS_RESOURCE. What
 /// does not fit then fails with EMFILE.
 pub fn want_descriptors(n: u64) {

@@ -31,4 +31,5 @@ pub mod tcp_repair;
 pub mod thread;
 pub mod tty;
 pub mod uffd;
+pub mod vdso;
 pub mod vmio;

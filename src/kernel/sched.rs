@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
-/// `struct sched_attr` (sched_setattr(2)), first version of 48 bytes.
+/// `struct sched_attr` (sched_setattr(2)), the version of 56 bytes (5.3); an older kernel leaves the end as it is.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SchedAttr {
@@ -24,24 +24,38 @@ pub struct SchedAttr {
     pub deadline: u64,
     /// SCHED_DEADLINE: period in nanoseconds.
     pub period: u64,
+    /// Utilisation clamp, lowest (0 where the kernel has none).
+    pub util_min: u32,
+    /// Highest: 1024 is no clamp, 0 a kernel that has none.
+    pub util_max: u32,
 }
 
-const _: () = assert!(size_of::<SchedAttr>() == 48);
+const _: () = assert!(size_of::<SchedAttr>() == 56);
 
 /// Scheduling attributes of a thread (sched_getattr(2)). ESRCH: gone.
 pub fn attributes(tid: i32) -> Result<SchedAttr, Errno> {
     let mut attr = SchedAttr::default();
-    // SAFETY: the kernel writes at most the 48 bytes it is told `attr` has.
+    // SAFETY: the kernel writes at most the 56 bytes it is told `attr` has.
     let ret =
         unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attr, size_of::<SchedAttr>(), 0) };
     Errno::result(ret).map(|_| attr)
+}
+
+/// The core scheduling cookie of a thread (prctl(2), PR_SCHED_CORE_GET); 0: none, or the kernel has no such thing.
+pub fn core_cookie(tid: i32) -> u64 {
+    const PR_SCHED_CORE: i32 = 62;
+    const PR_SCHED_CORE_GET: u64 = 0;
+    let mut cookie = 0u64;
+    // SAFETY: the kernel writes one u64, for which there is room.
+    let ret = unsafe { libc::prctl(PR_SCHED_CORE, PR_SCHED_CORE_GET, tid, 0u64, &raw mut cookie) };
+    if ret == 0 { cookie } else { 0 }
 }
 
 /// Sets the scheduling attributes of a thread, 0 = the caller's (sched_setattr(2)). EPERM: no CAP_SYS_NICE, or a control
 /// group without real-time share.
 pub fn set_attributes(tid: i32, attr: &SchedAttr) -> Result<(), Errno> {
     let attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..*attr };
-    // SAFETY: the kernel reads the 48 bytes `attr` says it has.
+    // SAFETY: the kernel reads the 56 bytes `attr` says it has.
     Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attr, 0) }).map(drop)
 }
 

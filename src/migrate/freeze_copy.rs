@@ -82,7 +82,9 @@ impl Mover<'_> {
         self.watch.lap("tree");
         // No batch runs after this: from here our death changes nothing.
         stopped.freeze_cgroup()?;
-        self.ask(moving::Request::Frozen)?;
+        let moving::Reply::Frozen { input, input_ended } = self.ask(moving::Request::Frozen)? else {
+            return Err(Failure::new(Kind::Failed, self.name(), "its monitor answers something else"));
+        };
         self.watch.lap("freeze");
         let changed = tree != *sent;
         if changed {
@@ -105,7 +107,9 @@ impl Mover<'_> {
         // Before the outcome is looked at: a failure must not thaw the pod while its sockets are in repair; the
         // monitor gives back sockets, link and freezer in that order.
         stopped.leave_frozen()?;
-        let snapshot = collected?;
+        let mut snapshot = collected?;
+        snapshot.state.input.extend(input);
+        snapshot.state.input_ended = input_ended;
         self.report.connections.kept = snapshot.kept as u64;
         self.report.connections.lost = snapshot.lost as u64;
         self.report.warnings.extend(snapshot.warnings);

@@ -312,6 +312,9 @@ impl Mover<'_> {
             ),
             realtime_ns: facts::realtime_ns(),
             memory: facts::resident(&self.cgroup),
+            vdso: crate::kernel::vdso::own()
+                .map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?,
+            xstate: crate::kernel::cpuid::xsave_components(),
             leave_running: self.order.leave_running,
         })
     }
@@ -331,7 +334,7 @@ impl Mover<'_> {
         let object = if failure.object.is_empty() { self.name() } else { failure.object };
         let mut failure = Failure { kind, object, ..failure };
         if let Err(trouble) = back {
-            failure.remedy = match crate::pod::monitor::sweep(self.store, &self.pod) {
+            failure.remedy = match crate::pod::monitor::sweep_dead(self.store, &self.pod) {
                 Ok(()) => format!(
                     "its monitor was killed meanwhile, and the pod with it: `podmig start {}`",
                     self.name()

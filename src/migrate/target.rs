@@ -240,6 +240,8 @@ impl<'s> Target<'s> {
             syscall_at: init::syscall_address(),
             cgroup: super::source::freezer_of(&prepared.info)?,
             ports: prepared.ports.into_iter().collect(),
+            vdso: self.request.manifest.vdso.clone(),
+            xstate: self.request.manifest.xstate.clone(),
         };
         self.builder = Some(Builder::new(ctx)?);
         Ok(())
@@ -350,6 +352,11 @@ impl<'s> Target<'s> {
             let how = some.iter().map(|s| (s.reuseaddr, s.push)).collect();
             self.client.moving_with(moving::Request::Sockets(how), &fds)?;
         }
+        for some in self.finished.late_locks.chunks(SOCKETS) {
+            let fds: Vec<_> = some.iter().map(|l| l.fd.as_fd()).collect();
+            let locks = some.iter().map(|l| (l.locks.clone(), l.of)).collect();
+            self.client.moving_with(moving::Request::Locks(locks), &fds)?;
+        }
         let arrival = Arrival {
             cmd_pid,
             cmd_host_pid,
@@ -360,6 +367,8 @@ impl<'s> Target<'s> {
             log_tail: std::mem::take(&mut self.log),
             socket_files: std::mem::take(&mut self.finished.socket_files),
             hang_up: self.sessions(&state),
+            input: state.input,
+            input_ended: state.input_ended,
         };
         self.client.moving(moving::Request::Prepared(arrival))?;
         self.watch.lap("prepare");
@@ -421,7 +430,7 @@ impl<'s> Target<'s> {
             // It is gone, or as good as: its pod with it.
             tracing::debug!("giving up: {refusal}");
             self.client.hang_up();
-            if let Err(left) = crate::pod::monitor::sweep(self.store, &self.record) {
+            if let Err(left) = crate::pod::monitor::sweep_dead(self.store, &self.record) {
                 tracing::warn!("an arriving pod was not removed as a whole: {left}");
             }
         }

@@ -25,11 +25,10 @@ use super::mm::collect::Known;
 use super::mm::files::FileTable;
 use super::object::ObjectId;
 use super::object::collect::ObjectTable;
-use super::task::collect::{Walls, walls};
+use super::task::collect::{Usual, Walls, walls};
 use crate::base::Blocker;
 use crate::kernel::cgroup::Freezer;
 use crate::kernel::procfs::{Proc, Status};
-use crate::kernel::sched;
 use nix::sys::stat::SFlag;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -59,8 +58,8 @@ pub struct Source {
     init: Arc<Proc>,
     /// Namespaces of init.
     walls: Walls,
-    /// CPUs init may run on.
-    wide: Vec<u64>,
+    /// How init is scheduled.
+    usual: Usual,
     files: FileTable,
     objects: ObjectTable,
     ipc: ipc::SystemV,
@@ -85,14 +84,14 @@ impl Source {
     pub fn new(view: PodView) -> Result<Self, Error> {
         let init = Arc::new(Proc::open(view.init).map_err(Error::read(view.init, "/proc"))?);
         let walls = walls(&init, None)?;
-        let wide = sched::affinity(view.init).map_err(Error::read(view.init, "sched_getaffinity(2)"))?;
+        let usual = Usual::of(view.init)?;
         let private = Private::find(&init)?;
         let objects = ObjectTable::new(private.devices().clone())?;
         Ok(Self {
             ipc: ipc::SystemV::open(&init)?,
             view,
             walls,
-            wide,
+            usual,
             files: FileTable::new(Arc::clone(&init)),
             init,
             objects,

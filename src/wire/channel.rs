@@ -3,6 +3,7 @@
 use super::identity::{Fingerprint, Identity};
 use super::message::Message;
 use super::{Error, tls};
+use crate::base::{Failure, Kind};
 use crate::image::frame::{self, FrameKind};
 use crate::image::record::Record;
 use crate::kernel::sock;
@@ -251,7 +252,7 @@ impl Channel {
         }
         match self.next()? {
             Some(Incoming::Message(m)) => match *m {
-                Message::Refused(failure) => Err(Error::Refused(failure)),
+                Message::Refused(failure) => Err(Error::Refused(at(&host, failure))),
                 message => Ok(message),
             },
             Some(_) => Err(Error::Protocol { host, got: "data".into() }),
@@ -283,6 +284,14 @@ impl Drop for Channel {
         if let Some(socket) = self.transport.socket() {
             let _ = socket.shutdown(std::net::Shutdown::Write);
         }
+    }
+}
+
+/// A failure as told here: what it names is at the peer's.
+fn at(host: &str, failure: Failure) -> Failure {
+    match failure.kind {
+        Kind::Failed => Failure { message: format!("on {host}: {}", failure.message), ..failure },
+        _ => failure,
     }
 }
 
@@ -374,8 +383,6 @@ mod tests {
         drop(client);
         assert!(server.next().unwrap().is_none());
     }
-
-    use crate::base::{Failure, Kind};
 
     #[test]
     fn an_unknown_caller_is_turned_away() {

@@ -144,8 +144,13 @@ impl Watched {
             };
             return self.map.scan(range, &query, each);
         }
-        self.map.entries(range, |r| {
-            if class != Class::Cow || !r.is.contains(PageIs::FILE) {
+        self.map.entries(range, |mut r| {
+            // What is a file's in private anonymous memory is a huge page of zeros.
+            if class == Class::Anon && r.is.contains(PageIs::FILE) {
+                r.is |= PageIs::PFNZERO;
+            }
+            let populated = r.is.intersects(PageIs::PRESENT | PageIs::SWAPPED);
+            if populated && (class != Class::Cow || !r.is.contains(PageIs::FILE)) {
                 each(r);
             }
         })

@@ -283,10 +283,10 @@ fn by_pages_given_back_come_again_as_they_are_then(way: Way) {
 
 #[test]
 fn memory_that_takes_a_shared_place_during_a_look_comes_in_the_next() {
-    each_way(by_memory_that_takes_a_shared_place);
+    each_way(by_memory_that_takes_a_shared_place_during_a_look_comes_in_the_next);
 }
 
-fn by_memory_that_takes_a_shared_place(way: Way) {
+fn by_memory_that_takes_a_shared_place_during_a_look_comes_in_the_next(way: Way) {
     let mut rig = Rig::new(way);
     rig.writer.run(&format!("map {} {} 3 0x21", at(0, 8).start, 8 * PAGE));
     rig.last();

@@ -1,6 +1,6 @@
 //! The target's side: the record decides, and the monitor alone brings the pod to life.
 
-use super::{Arrival, Reply, Request};
+use super::{Arrival, Reply, Request, late_locks};
 use crate::base::{Decision, MoveId};
 use crate::kernel::sched::Haste;
 use crate::net::{Announcer, Frame, Hold, Replayer};
@@ -8,7 +8,7 @@ use crate::pod::decisions::Decisions;
 use crate::pod::monitor::{ConnId, Monitor, Started};
 use crate::pod::store::Status;
 use crate::policy::handover::{Target, TargetAction, TargetEvent, target};
-use crate::state::fd::restore as fds;
+use crate::state::fd::restore::{self as fds, LateLock};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,9 @@ pub struct Incoming {
     move_id: MoveId,
     deadline: Instant,
     sockets: Vec<(OwnedFd, (bool, bool))>,
+    /// Still to be taken, and until when that is tried.
+    pub(super) locks: Vec<LateLock>,
+    pub(super) locks_until: Option<Instant>,
     arrival: Option<Arrival>,
     /// Its CMD, unless that is over.
     cmd: Option<Started>,
@@ -55,6 +58,13 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request, fds: Vec<Ow
             }
             Ok(Reply::Done)
         }
+        Request::Locks(locks) if locks.len() == fds.len() => {
+            if let Some(incoming) = &mut monitor.moving.arrival {
+                let lists = fds.into_iter().zip(locks);
+                incoming.locks.extend(lists.map(|(fd, (locks, of))| LateLock { fd, locks, of }));
+            }
+            Ok(Reply::Done)
+        }
         Request::Prepared(arrival) => prepared(monitor, arrival),
         Request::Own { frames } => own(monitor, frames),
         _ => Err("not a worker's request".to_owned()),
@@ -82,6 +92,8 @@ fn arrive(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, deadline_ms: u64
         move_id,
         deadline,
         sockets: Vec::new(),
+        locks: Vec::new(),
+        locks_until: None,
         arrival: None,
         cmd: None,
         frames: Vec::new(),
@@ -113,6 +125,7 @@ fn prepared(monitor: &mut Monitor, arrival: Arrival) -> Result<Reply, String> {
             None
         }
     });
+    monitor.put_input(&arrival.input, arrival.input_ended);
     if let Some(incoming) = &mut monitor.moving.arrival {
         incoming.arrival = Some(arrival);
         incoming.cmd = cmd;
@@ -334,7 +347,7 @@ pub fn tick(monitor: &mut Monitor) {
     let Some(incoming) = &mut monitor.moving.arrival else { return };
     if incoming.machine == Target::Owner {
         incoming.doors = None;
-        return;
+        return late_locks::tick(monitor);
     }
     if !matches!(incoming.machine, Target::Incoming | Target::Prepared) {
         return;

@@ -66,8 +66,12 @@ fn owns(monitor: &Monitor, conn: ConnId) -> bool {
 
 /// A request of a mover, or of the resolver (which only settles).
 pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
-    if matches!(request, Request::Hold) {
-        let reply = if owns(monitor, conn) { hold(monitor) } else { Err(STRANGER.to_owned()) };
+    if matches!(request, Request::Hold | Request::Frozen) {
+        let reply = match request {
+            _ if !owns(monitor, conn) => Err(STRANGER.to_owned()),
+            Request::Hold => hold(monitor),
+            _ => frozen(monitor),
+        };
         return monitor.answer_move(conn, reply.unwrap_or_else(Reply::Denied), Vec::new());
     }
     if matches!(request, Request::Cancel) {
@@ -93,7 +97,6 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
             }
             Ok(())
         }
-        Request::Frozen => frozen(monitor),
         // Cancelled in time: the mover is on its way out, or hears it now.
         Request::Commit if monitor.moving.guard.as_ref().is_some_and(|g| g.cancel.is_some()) => {
             let _ = event(monitor, SourceEvent::Abort);
@@ -193,7 +196,7 @@ fn hold(monitor: &mut Monitor) -> Result<Reply, String> {
     Ok(Reply::Held { since_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) })
 }
 
-fn frozen(monitor: &mut Monitor) -> Result<(), String> {
+fn frozen(monitor: &mut Monitor) -> Result<Reply, String> {
     let Some(pod) = &monitor.pod else { return Err("it has no processes".to_owned()) };
     // Not on the mover's word: what follows rests on it.
     match pod.cgroup.freezer().is_frozen() {
@@ -201,7 +204,9 @@ fn frozen(monitor: &mut Monitor) -> Result<(), String> {
             monitor.hear_init()?;
             // What the pod wrote goes into the log, whose end travels.
             monitor.drain_output();
-            agreed(event(monitor, SourceEvent::Frozen))
+            agreed(event(monitor, SourceEvent::Frozen))?;
+            let (input, input_ended) = monitor.hold_input();
+            Ok(Reply::Frozen { input, input_ended })
         }
         Ok(false) => Err("its control group is not frozen".to_owned()),
         Err(e) => Err(e.to_string()),
@@ -294,6 +299,7 @@ fn undo(monitor: &mut Monitor) {
         monitor.complain(&format!("not thawed: {e}"));
     }
     end_asking(&mut guard);
+    monitor.let_input_in();
     monitor.set_stage(None);
     for conn in guard.cancel.into_iter().flat_map(|c| c.waiting) {
         monitor.answer_move(conn, Reply::Done, Vec::new());

@@ -6,6 +6,7 @@
 
 mod arrival;
 mod guard;
+mod late_locks;
 
 pub use guard::CANCEL;
 
@@ -15,6 +16,7 @@ use super::proto;
 use crate::base::{Decision, Failure, Kind, MoveId};
 use crate::net::Frame;
 use crate::state::fd::restore::SocketFile;
+use crate::state::file::FileLock;
 use crate::state::inet::collect::RepairedSocket;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -55,6 +57,9 @@ pub enum Request {
     /// Target: sockets in repair (descriptors beside), to be switched on at activation, each with its SO_REUSEADDR and whether it
     /// holds data never sent.
     Sockets(Vec<(bool, bool)>),
+    /// Target: file locks (one list for each descriptor beside) that somebody still holds, the source's copy as a rule: to be
+    /// taken as soon as they are free. With the process they are to be taken in and the number there, or none.
+    Locks(Vec<LockList>),
     /// Target: every task lies detached in the frozen cgroup.
     Prepared(Arrival),
     /// Target: the source committed; frames to replay. Answered when the pod runs.
@@ -69,6 +74,9 @@ pub enum Request {
     /// Source, from anyone: end the move under way before its commit. Answered when everything was taken back.
     Cancel,
 }
+
+/// Locks, and the process (pid in the pod, descriptor) they belong to if they do.
+pub type LockList = (Vec<FileLock>, Option<(i32, i32)>);
 
 /// A move in progress, as `ps` shows it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
@@ -125,6 +133,10 @@ pub struct Arrival {
     pub socket_files: Vec<SocketFile>,
     /// Host pids of what `exec` runs: its callers stayed behind, as a lost terminal.
     pub hang_up: Vec<i32>,
+    /// What it has not read of its standard input.
+    pub input: Vec<u8>,
+    /// Nothing more will come.
+    pub input_ended: bool,
 }
 
 /// The monitor's answer.
@@ -136,6 +148,13 @@ pub enum Reply {
     Held {
         /// Nanoseconds since the epoch.
         since_ns: u64,
+    },
+    /// The pod stands still, and its standard input with it.
+    Frozen {
+        /// What came for it and did not fit into its pipe.
+        input: Vec<u8>,
+        /// Nothing more will come.
+        input_ended: bool,
     },
     /// No, and why.
     Denied(String),
@@ -188,6 +207,7 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request, fds: Vec<Ow
     match request {
         Request::Arrive { .. }
         | Request::Sockets(_)
+        | Request::Locks(_)
         | Request::Prepared(_)
         | Request::Own { .. }
         | Request::GiveUp

@@ -114,6 +114,7 @@ impl From<Error> for Failure {
                 let f = Failure::new(Kind::Failed, path.display().to_string(), text);
                 match source.kind() {
                     io::ErrorKind::PermissionDenied => f.remedy("run as root, or give `--root DIR`"),
+                    io::ErrorKind::StorageFull => f.remedy("make room on that file system"),
                     _ => f,
                 }
             }

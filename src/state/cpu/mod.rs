@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod restore;
+pub mod xstate;
 
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,7 @@ mod validate;
 
 pub use crate::state::inet::restore::{Repaired, activate, activate_all};
 pub use crate::state::unix::restore::{SocketFile, discard, place};
-pub use inside::{Inside, Pending, ProcessFds};
+pub use inside::{Inside, LateInside, Pending, ProcessFds};
 pub use validate::validate;
 
 use super::error::Error;
@@ -14,6 +14,7 @@ use super::{FileId, FileKind, OpenFile, Port};
 use crate::base::Blocker;
 use crate::kernel::descr;
 use crate::kernel::rawip::Injector;
+use crate::remote::Batch;
 use crate::state::event::TimerFd;
 use crate::state::file::FileLock;
 use crate::state::inet::{TcpSocket, TcpState};
@@ -44,10 +45,26 @@ pub struct LateLock {
     pub fd: OwnedFd,
     /// The locks to take as soon as they are free.
     pub locks: Vec<FileLock>,
+    /// POSIX locks are a process's, and taken in it: its pid in the pod, the descriptor's number there.
+    pub of: Option<(i32, i32)>,
 }
 
 impl LateLock {
-    /// Tries again; true when all are held.
+    /// Whether nobody is in the way of the POSIX locks any more.
+    pub fn is_free(&self) -> bool {
+        self.locks.iter().all(|l| descr::lock_is_free(&self.fd, l.exclusive, l.start, l.len).unwrap_or(false))
+    }
+
+    /// Appends the calls that take the POSIX locks to a batch that runs in their process.
+    pub fn take_inside(&self, batch: &mut Batch) {
+        let Some((_, number)) = self.of else { return };
+        for l in &self.locks {
+            let data = batch.data(&descr::flock_struct(l.exclusive, l.start, l.len));
+            batch.call(libc::SYS_fcntl, &[number.into(), libc::F_SETLK.into(), data.into()]);
+        }
+    }
+
+    /// Tries those of the description again; true when all are held.
     pub fn retry(&mut self) -> Result<bool, Error> {
         self.locks = file::restore::lock(&self.fd, &self.locks)
             .map_err(Error::restore("taking a file lock", || "a file of the pod".into()))?;
@@ -261,7 +278,7 @@ impl<'a> Hands<'a> {
             let late = file::restore::lock(fd, locks).map_err(Error::restore("taking a file lock", what))?;
             if !late.is_empty() {
                 let fd = fd.try_clone().map_err(|_| Error::restore("dup(2)", what)(Errno::EMFILE))?;
-                self.made.late_locks.push(LateLock { fd, locks: late });
+                self.made.late_locks.push(LateLock { fd, locks: late, of: None });
             }
         }
         Ok(())

@@ -5,6 +5,7 @@ pub mod diff;
 pub mod files;
 pub mod hole;
 pub mod restore;
+pub mod vdso;
 
 use super::object::ObjectId;
 use crate::base::AddrRange;

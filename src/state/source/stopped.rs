@@ -42,8 +42,6 @@ pub(super) struct Read {
 pub struct Snapshot {
     /// What travels.
     pub state: PodState,
-    /// Bytes written to a port that the pod has not read yet (standard input).
-    pub unread: Vec<(Port, Vec<u8>)>,
     /// TCP connections that go along.
     pub kept: usize,
     /// TCP connections that no descriptor refers to and that are lost.
@@ -77,11 +75,11 @@ struct AskedProcess {
 }
 
 impl AskedProcess {
-    fn new(batch: &mut Batch, timers: &[TimerLine], last_pid: bool) -> Self {
+    fn new(batch: &mut Batch, timers: &[TimerLine], last_pid: bool, walled: bool) -> Self {
         Self {
             signals: signal::collect::ask_process(batch),
             timers: timer::collect::ask(batch, timers),
-            own: asked::ask_process(batch),
+            own: asked::ask_process(batch, walled),
             thread: ask_thread(batch),
             last_pid: last_pid.then(|| asked::ask_last_pid(batch)),
         }
@@ -157,6 +155,8 @@ impl Source {
             let b = blocker("object-in-flight", 0, message, "try again, once it is received");
             return Err(Error::Refused(vec![Blocker { pid: None, ..b }]));
         }
+        let mut warnings = fds.warnings;
+        warnings.extend(self.read.iter().flat_map(|r| not_carried(&r.state)));
         let mut procs: Vec<ProcessState> = Vec::with_capacity(self.read.len());
         for (read, table) in self.read.drain(..).zip(fds.tables) {
             procs.push(ProcessState { fds: table, ..read.state });
@@ -170,8 +170,15 @@ impl Source {
             monotonic_ns,
             boottime_ns,
             realtime_ns: clock(ClockId::CLOCK_REALTIME)?,
+            input: fds
+                .unread
+                .into_iter()
+                .find(|(port, _)| *port == Port::Stdin)
+                .map(|u| u.1)
+                .unwrap_or_default(),
+            input_ended: false,
         };
-        Ok(Snapshot { state, unread: fds.unread, kept: fds.kept, lost: fds.lost, warnings: fds.warnings })
+        Ok(Snapshot { state, kept: fds.kept, lost: fds.lost, warnings })
     }
 
     /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the pod sees them now: ours plus the offsets of its time namespace.
@@ -250,6 +257,7 @@ impl Source {
             personality: around.personality,
             stopped: proc.group_stop(),
             coredump_filter: around.coredump_filter,
+            lock_future: said.lock_future,
             membarrier: said.membarrier,
         };
         self.read.push(Read { view: ProcView { host_pid: host, pod_pid: pid }, state });
@@ -279,7 +287,7 @@ impl Source {
         let timers = TimerLine::parse(&self.buf).ok_or_else(Error::odd(facts.host, "timers"))?;
         let (mut session, rest) = proc.session()?;
         let mut batch = Batch::new();
-        let asked = AskedProcess::new(&mut batch, &timers, self.last_pid.is_none());
+        let asked = AskedProcess::new(&mut batch, &timers, self.last_pid.is_none(), self.view.walled);
         let first = session.run(&batch)?;
         let mut answers = Answers { asked, first, rest: Vec::with_capacity(rest.len()) };
         for thread in rest {
@@ -318,7 +326,7 @@ impl Source {
                 pdeath_signal: said.pdeath_signal,
                 sched: crate::state::task::Sched {
                     timerslack_ns: said.timerslack_ns,
-                    ..sched(tid, pid, &self.wide, found)?
+                    ..sched(tid, pid, &self.usual, found)?
                 },
             });
         }
@@ -394,6 +402,19 @@ fn speculation(status: &Status, init: &Status, pid: i32) -> Option<Blocker> {
     let message =
         "it chose its own speculation mitigations (PR_SET_SPECULATION_CTRL), which cannot be carried yet";
     own.then(|| blocker("speculation", pid, message, "turn it off in the program"))
+}
+
+/// What little of a process cannot be set again, in words.
+fn not_carried(p: &ProcessState) -> Vec<String> {
+    let mut said = Vec::new();
+    if let Some(signal) = p.stopped.filter(|s| *s != libc::SIGSTOP) {
+        let name = nix::sys::signal::Signal::try_from(signal).map_or("another signal", |s| s.as_str());
+        said.push(format!("process {} was stopped by {name} and will have been by SIGSTOP", p.pid));
+    }
+    for t in p.timers.posix.iter().filter(|t| t.overrun != 0) {
+        said.push(format!("process {}: timer {} forgets its last {} overruns", p.pid, t.id, t.overrun));
+    }
+    said
 }
 
 /// A clock of ours in nanoseconds.

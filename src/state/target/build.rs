@@ -68,6 +68,8 @@ impl Builder {
         if self.slot.is_some() {
             return Err(Error::Order("build a skeleton twice"));
         }
+        let adapted = self.adapted(tree)?;
+        let tree = &*adapted;
         check::tree(tree)?;
         let plan = plan::plan(&tree.procs, self.host.pid_max)?;
         let start = Instant::now();

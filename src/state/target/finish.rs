@@ -29,6 +29,9 @@ impl Builder {
     pub(super) fn finish_with(&mut self, tree: &Tree, state: &PodState, hands: &Hands<'_>) -> Result<()> {
         check::state(tree, state)?;
         let start = Instant::now();
+        let adapted = self.adapted(tree)?;
+        let source = tree;
+        let tree = &*adapted;
         for (id, object) in (0u32..).map(object::ObjectId).zip(&tree.objects) {
             if let Some(fd) = self.objects.get(&id) {
                 object::restore::seal(fd, object)?;
@@ -53,6 +56,7 @@ impl Builder {
         self.stage("settings of processes and threads", start);
 
         let start = Instant::now();
+        source.mms.iter().try_for_each(|layout| self.bridge(layout))?;
         for p in &state.procs {
             let layout = layouts.get(&p.pid).ok_or(Error::Order("finish a process"))?;
             self.bare(p, layout)?;

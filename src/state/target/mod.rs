@@ -12,6 +12,7 @@
 //! Tried and dropped: a scratch area per thread (batches of one process never overlap in time, so one does);
 //! fillers for unused descriptor numbers (moving down from the top needs none).
 
+mod bridge;
 mod build;
 mod check;
 mod error;
@@ -31,10 +32,12 @@ pub use error::{Error, Result};
 use crate::base::AddrRange;
 use crate::kernel::cgroup::Freezer;
 use crate::remote::{Fate, Regs, Running, Slot, Stopped};
+use crate::state::cpu::xstate::Component;
 use crate::state::fd::Port;
-use crate::state::fd::restore::{LateLock, Repaired, SocketFile};
+use crate::state::fd::restore::{LateInside, LateLock, Repaired, SocketFile};
 use crate::state::mm::MmId;
 use crate::state::mm::restore::Special;
+use crate::state::mm::vdso::Foreign;
 use crate::state::object::ObjectId;
 use crate::state::{Tree, cred};
 use handover::Transport;
@@ -57,6 +60,10 @@ pub struct TargetCtx {
     pub cgroup: Freezer,
     /// Ends of the channels to the monitor, for descriptors that are [`Port`]s.
     pub ports: HashMap<Port, OwnedFd>,
+    /// Image of the vdso of the kernel the pod comes from; empty: the same as here.
+    pub vdso: Vec<u8>,
+    /// Components of the extended state of the CPU the pod comes from; empty: the same as here.
+    pub xstate: Vec<Component>,
 }
 
 /// What the memory room needs to fill a skeleton.
@@ -114,6 +121,12 @@ struct Host {
 #[derive(Debug)]
 pub struct Builder {
     ctx: TargetCtx,
+    /// State components of this CPU.
+    components: Vec<Component>,
+    /// The pod comes from another kernel.
+    foreign: Option<Foreign>,
+    /// Where this kernel's mappings lie in the processes of such a pod.
+    places: HashMap<i32, u64>,
     ns: PodNs,
     host: Host,
     /// None only once it was let go.
@@ -142,6 +155,8 @@ pub struct Builder {
     late_stops: Vec<(i32, Option<i32>)>,
     stages: Vec<(&'static str, Duration)>,
     warnings: Vec<String>,
+    /// POSIX locks still to be taken.
+    late_inside: Vec<LateInside>,
 }
 
 impl Builder {
@@ -156,8 +171,13 @@ impl Builder {
         debug_assert_eq!(init.fate(), Fate::Detach);
         let ns = PodNs::of(ctx.init)?;
         let host = build::learn(ctx.init)?;
+        let ours = crate::kernel::vdso::own().map_err(Error::io("/proc/self/mem"))?;
+        let foreign = Foreign::new(&ctx.vdso, &ours, host.special).map_err(Error::unfit(1))?;
         let mut builder = Self {
             ctx,
+            foreign,
+            places: HashMap::new(),
+            components: crate::kernel::cpuid::xsave_components(),
             ns,
             host,
             init: Some(init),
@@ -176,6 +196,7 @@ impl Builder {
             late_stops: Vec::new(),
             stages: Vec::new(),
             warnings: Vec::new(),
+            late_inside: Vec::new(),
         };
         builder.stage("stop init", start);
         Ok(builder)

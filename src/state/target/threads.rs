@@ -5,6 +5,7 @@ use super::finish::Hands;
 use super::{Body, Builder};
 use crate::kernel::ptrace::{self, Wait};
 use crate::remote::{self, Fate, Stopped, new_child, thread_tids};
+use crate::state::cpu::xstate::{self, Component};
 use crate::state::cred::Seccomp;
 use crate::state::cred::restore::Filter;
 use crate::state::mm::{Backing, MmLayout, VmaFlags};
@@ -110,6 +111,7 @@ impl Builder {
         forget_children(&mut s, tree, state, p);
         signal::restore::actions(&mut s, &p.signals);
         mm::restore::lock(&mut s, layout);
+        restore::lock_future(&mut s, p.lock_future);
         restore::settings(&mut s, p);
         let timers = timer::restore::create(&mut s, &p.timers, self.host.timer_ids).map_err(&unfit)?;
         first_half(&mut s, pid, leader).map_err(&unfit)?;
@@ -121,7 +123,7 @@ impl Builder {
         timer::restore::arm(&mut s, &p.timers);
         let results = slot.run(self.leader(pid)?, s.as_batch());
         let results = self.judge(pid, &s, results)?;
-        acts.check(&results, &mut self.warnings).map_err(Error::Hands)?;
+        self.late_inside.extend(acts.check(&results).map_err(Error::Hands)?);
         timer::restore::check(&timers, &results).map_err(&unfit)?;
         self.from_outside(p)
     }
@@ -159,7 +161,7 @@ impl Builder {
         slot.unmap(self.leader(pid)?, at).map_err(Error::remote(pid, "taking the scratch area away"))?;
         let body = self.bodies.get(&pid).ok_or(Error::Order("finish a process"))?;
         for (t, (_, task)) in p.threads.iter().zip(&body.threads) {
-            set_cpu(pid, t, task)?;
+            set_cpu(pid, t, task, &self.ctx.xstate, &self.components)?;
         }
         Ok(())
     }
@@ -254,16 +256,12 @@ fn tells_of_stop(p: &ProcessState, child: i32) -> bool {
     })
 }
 
-fn set_cpu(pid: i32, t: &ThreadState, task: &Stopped) -> Result<()> {
+fn set_cpu(pid: i32, t: &ThreadState, task: &Stopped, from: &[Component], to: &[Component]) -> Result<()> {
     let regs = cpu::restore::registers(&t.cpu.regs).map_err(Error::unfit(pid))?;
     let here = task.xstate().map_err(Error::remote(pid, "reading its extended state"))?.len();
-    if here != t.cpu.xstate.len() {
-        let there = t.cpu.xstate.len();
-        let what = format!("its extended CPU state has {there} bytes, this CPU's {here}");
-        return Err(Error::Unfit { pid, what });
-    }
+    let xstate = xstate::fit(&t.cpu.xstate, from, to, here).map_err(Error::unfit(pid))?;
     let failed = Error::remote(pid, "setting its registers");
-    task.set_xstate(&t.cpu.xstate).map_err(&failed)?;
+    task.set_xstate(&xstate).map_err(&failed)?;
     task.set_sigmask(t.signals.mask).map_err(&failed)?;
     task.set_regs(&regs).map_err(&failed)
 }

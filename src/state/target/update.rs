@@ -48,6 +48,8 @@ impl Builder {
     /// # Errors
     /// As [`Builder::skeleton`].
     pub fn update(&mut self, tree: &Tree) -> Result<Skeleton> {
+        let adapted = self.adapted(tree)?;
+        let tree = &*adapted;
         check::tree(tree)?;
         let start = Instant::now();
         let Some(old) = self.tree.take() else {

@@ -131,6 +131,13 @@ pub fn settings(s: &mut Script, p: &ProcessState) {
     }
 }
 
+/// What mlockall(2) was told about mappings to come; what is there already is left alone.
+pub fn lock_future(s: &mut Script, flags: i32) {
+    if flags != 0 {
+        s.must("mlockall", About::Number(flags.into()), libc::SYS_mlockall, &[flags.into()]);
+    }
+}
+
 /// Limits; after everything they could be in the way of, before CAP_SYS_RESOURCE (if there is one) goes.
 pub fn limits(s: &mut Script, p: &ProcessState) {
     for &(which, soft, hard) in &p.rlimits {

@@ -94,6 +94,8 @@ impl Pod {
 
     fn builder(&self) -> Builder {
         let ctx = TargetCtx {
+            vdso: Vec::new(),
+            xstate: Vec::new(),
             init: self.init,
             syscall_at: self.borrowed(),
             cgroup: self.freezer(),

@@ -81,6 +81,8 @@ fn carry(from: Pod, ports: Vec<(Port, (u64, u64))>, to: &Pod, output: OwnedFd) -
     let handles = source.handles().unwrap();
 
     let ctx = TargetCtx {
+        vdso: Vec::new(),
+        xstate: Vec::new(),
         init: to.init,
         syscall_at: to.borrowed(),
         cgroup: to.freezer(),
