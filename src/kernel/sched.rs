@@ -32,6 +32,31 @@ pub struct SchedAttr {
 
 const _: () = assert!(size_of::<SchedAttr>() == 56);
 
+impl SchedAttr {
+    /// For every policy but SCHED_DEADLINE. `policy` may have SCHED_RESET_ON_FORK in it.
+    pub fn new(policy: i32, nice: i32, priority: i32) -> Self {
+        Self {
+            policy: (policy & !libc::SCHED_RESET_ON_FORK) as u32,
+            flags: if policy & libc::SCHED_RESET_ON_FORK == 0 { 0 } else { RESET_ON_FORK },
+            nice,
+            priority: priority as u32,
+            ..Self::default()
+        }
+    }
+}
+
+/// Sets the slack of a thread's timers in nanoseconds, which a change of policy resets (`/proc/T/timerslack_ns`, proc(5)).
+/// Errors: EPERM, EACCES; ENOENT: gone.
+pub fn set_timer_slack(tid: i32, ns: u64) -> Result<(), Errno> {
+    let path = format!("/proc/{tid}/timerslack_ns");
+    std::fs::write(path, ns.to_string()).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+}
+
+/// What [`set_timer_slack`] sets; 0 for real-time threads.
+pub fn timer_slack(tid: i32) -> Option<u64> {
+    std::fs::read_to_string(format!("/proc/{tid}/timerslack_ns")).ok()?.trim().parse().ok()
+}
+
 /// Scheduling attributes of a thread (sched_getattr(2)). ESRCH: gone.
 pub fn attributes(tid: i32) -> Result<SchedAttr, Errno> {
     let mut attr = SchedAttr::default();
@@ -62,16 +87,25 @@ pub fn set_attributes(tid: i32, attr: &SchedAttr) -> Result<(), Errno> {
 /// `SCHED_FLAG_RESET_ON_FORK`.
 const RESET_ON_FORK: u64 = 1;
 
-/// What a thread is that goes before all ordinary ones.
-fn first(inherited: bool) -> SchedAttr {
+/// Puts a thread (0 = the caller) before all ordinary ones, or where that is not allowed (a control group without
+/// real-time share) among the first of them.
+fn put_first(tid: i32, inherited: bool) -> Result<(), Errno> {
     let flags = if inherited { 0 } else { RESET_ON_FORK };
-    SchedAttr { policy: libc::SCHED_RR as u32, flags, priority: 1, ..SchedAttr::default() }
+    let first = SchedAttr { policy: libc::SCHED_RR as u32, flags, priority: 1, ..SchedAttr::default() };
+    let good = SchedAttr { policy: libc::SCHED_OTHER as u32, flags, nice: -20, ..SchedAttr::default() };
+    set_attributes(tid, &first).or_else(|_| set_attributes(tid, &good))
 }
 
 /// Lets thread `tid` go before all ordinary ones; the threads and processes it makes, too. Where that is not allowed
-/// nothing changes.
+/// nothing changes. Its timers have no slack meanwhile, and threads that it makes then never get one back.
 pub fn hurry(tid: i32) {
-    let _ = set_attributes(tid, &first(true));
+    let _ = put_first(tid, true);
+}
+
+/// Lets thread `tid` be among the first of the ordinary ones, and the threads it makes. Where that is not allowed nothing
+/// changes.
+pub fn favour(tid: i32) {
+    let _ = set_attributes(tid, &SchedAttr::new(libc::SCHED_OTHER, -20, 0));
 }
 
 /// The calling thread goes before all ordinary ones while this lives: for the moments in which a pod stands still, which
@@ -86,7 +120,7 @@ pub struct Haste {
 impl Haste {
     /// From here on. `inherited`: threads and processes made meanwhile are hasty, too, for ever.
     pub fn begin(inherited: bool) -> Self {
-        let before = attributes(0).ok().filter(|_| set_attributes(0, &first(inherited)).is_ok());
+        let before = attributes(0).ok().filter(|_| put_first(0, inherited).is_ok());
         Self { before, local: std::marker::PhantomData }
     }
 }
@@ -140,8 +174,7 @@ mod tests {
         {
             let _haste = Haste::begin(false);
             let now = attributes(0).unwrap();
-            let allowed = set_attributes(0, &first(false)).is_ok();
-            assert_eq!((now.policy, now.flags), if allowed { (2, 1) } else { (before.policy, before.flags) });
+            assert!((now.policy, now.flags) == (2, 1) || (now.nice, now.flags) == (-20, 1), "{now:?}");
         }
         assert_eq!(attributes(0).unwrap(), before);
     }

@@ -29,9 +29,9 @@ use crate::memory::feed::Feed;
 use crate::memory::reader::all_content;
 use crate::net::{Capture, Engaged};
 use crate::pod::moving::{self, Stage};
-use crate::state::Tree;
 use crate::state::mm::MmId;
-use crate::state::source::Source;
+use crate::state::source::{HostPids, Source};
+use crate::state::{PodState, Tree};
 use crate::wire::message::Message;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -57,24 +57,15 @@ impl Mover<'_> {
         sent: &Tree,
         mut pre: Option<&mut Precopy>,
     ) -> Result<Capture, Failure> {
-        if pre.is_none() {
-            let bytes_left = facts::resident(&self.cgroup);
-            self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
-        }
-        let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
-        capture.start()?;
-        self.watch.lap("capture");
+        source.look_ahead();
+        let mut capture = self.capture(pre.is_none())?;
         // With the memory copied ahead, little is left: no busy host may make it long. A long copy takes its turn.
         let warm = pre.is_none();
         if !warm {
             self.sink.record(&Record::Frozen)?;
         }
         let mut haste = Haste::begin(true);
-        self.held = Some(Instant::now());
-        if let moving::Reply::Held { since_ns } = self.ask(moving::Request::Hold)? {
-            capture.since(Engaged { since: UNIX_EPOCH + Duration::from_nanos(since_ns) });
-        }
-        self.watch.lap("hold");
+        self.hold(&mut capture)?;
         self.frozen = Some(Instant::now());
         let mut stopped = freeze::stop_all(&self.tasks(source))?;
         self.watch.lap("stop");
@@ -122,23 +113,55 @@ impl Mover<'_> {
         if warm {
             drop(haste);
         }
-        self.send_pages(&feed, None)?;
-        if let Some(again) = again {
-            self.send_pages(&again, None)?;
+        for feed in [Some(feed), again].into_iter().flatten() {
+            self.send_pages(&feed, None)?;
         }
         let _haste = Haste::begin(true);
         self.watch.lap("pages");
+        self.send_state(source, snapshot.state, (&tree, &pids))?;
+        Ok(capture)
+    }
+
+    /// Step 1, before the pod notices anything: frames for it are kept from here on.
+    fn capture(&mut self, warm: bool) -> Result<Capture, Failure> {
+        if warm {
+            let bytes_left = facts::resident(&self.cgroup);
+            self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
+        }
+        let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
+        capture.start()?;
+        self.watch.lap("capture");
+        Ok(capture)
+    }
+
+    /// Step 1: the link is held.
+    fn hold(&mut self, capture: &mut Capture) -> Result<(), Failure> {
+        self.held = Some(Instant::now());
+        if let moving::Reply::Held { since_ns } = self.ask(moving::Request::Hold)? {
+            capture.since(Engaged { since: UNIX_EPOCH + Duration::from_nanos(since_ns) });
+        }
+        self.watch.lap("hold");
+        Ok(())
+    }
+
+    /// The last part of step 5; with `--verify` the hashes of all memory, too.
+    fn send_state(
+        &mut self,
+        source: &Source,
+        state: PodState,
+        (tree, pids): (&Tree, &HostPids),
+    ) -> Result<(), Failure> {
         // The monitor emptied the output pipes into the log when it was told of the freeze.
         let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
         self.sink.record(&Record::Log(log))?;
-        let masks = self.order.verify.then(|| verify::masks(&snapshot.state));
-        self.sink.record(&Record::State(Box::new(snapshot.state)))?;
+        let masks = self.order.verify.then(|| verify::masks(&state));
+        self.sink.record(&Record::State(Box::new(state)))?;
         self.watch.lap("state");
         if let Some(masks) = masks {
-            self.digests = Some(verify::digests(&tree, &pids, &source.handles()?, &masks)?);
+            self.digests = Some(verify::digests(tree, pids, &source.handles()?, &masks)?);
             self.watch.lap("digest");
         }
-        Ok(capture)
+        Ok(())
     }
 
     fn tasks(&self, source: &Source) -> PodTasks {
@@ -223,10 +246,6 @@ impl Mover<'_> {
         match decision {
             Decision::Committed => {
                 self.report.outcome = Outcome::Moved;
-                let slow = |s: &&super::report::Stage| s.name.starts_with("target.") && s.us >= 1_000_000;
-                for stage in self.report.stages.iter().filter(slow) {
-                    tracing::warn!(stage = stage.name, us = stage.us, "a slow stage at the target");
-                }
                 if let Err(e) = settled {
                     self.report.warnings.push(format!("the source could not be cleaned up: {}", e.message));
                 }

@@ -25,6 +25,7 @@ use crate::pod::moving::{self, Arrival};
 use crate::pod::store::{self, Record as PodRecord, Status, Store};
 use crate::pod::{init, launch};
 use crate::sandbox::space::Clocks;
+use crate::state::fd::restore as fds;
 use crate::state::fd::{FdEntry, FileKind, OpenFile, Port};
 use crate::state::mm::MmId;
 use crate::state::target::{Builder, Finished, Skeleton, TargetCtx};
@@ -349,7 +350,7 @@ impl<'s> Target<'s> {
         self.watch.lap("detach");
         for some in self.finished.repaired.chunks(SOCKETS) {
             let fds: Vec<_> = some.iter().map(|s| s.fd.as_fd()).collect();
-            let how = some.iter().map(|s| (s.reuseaddr, s.push)).collect();
+            let how = some.iter().map(fds::Repaired::waking).collect();
             self.client.moving_with(moving::Request::Sockets(how), &fds)?;
         }
         for some in self.finished.late_locks.chunks(SOCKETS) {

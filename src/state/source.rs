@@ -19,7 +19,8 @@ pub use stopped::Snapshot;
 use self::private::Private;
 use super::error::Error;
 use super::fd::Port;
-use super::fd::collect::FdContext;
+use super::fd::collect::table::Table;
+use super::fd::collect::{Ahead, FdContext, ProcView};
 use super::mm::MmId;
 use super::mm::collect::Known;
 use super::mm::files::FileTable;
@@ -29,6 +30,7 @@ use super::task::collect::{Usual, Walls, walls};
 use crate::base::Blocker;
 use crate::kernel::cgroup::Freezer;
 use crate::kernel::procfs::{Proc, Status};
+use crate::kernel::status;
 use nix::sys::stat::SFlag;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -69,8 +71,12 @@ pub struct Source {
     alone: HashSet<Who>,
     /// File systems only the pod sees.
     private: Private,
+    /// Connections looked at while the pod ran.
+    ahead: Option<Ahead>,
     /// Between [`Source::tree`] and [`Source::collect`].
     read: Vec<stopped::Read>,
+    /// The same: all descriptors.
+    table: Option<Table>,
     last_pid: Option<i32>,
     /// Host pids as of the last look.
     hosts: HostPids,
@@ -98,7 +104,9 @@ impl Source {
             known: HashMap::new(),
             alone: HashSet::new(),
             private,
+            ahead: None,
             read: Vec::new(),
+            table: None,
             last_pid: None,
             hosts: HostPids::new(),
             written: HashSet::new(),
@@ -144,6 +152,16 @@ impl Source {
             .collect()
     }
 
+    /// Looks at the connections of the running pod, shortly before it is stopped: what does not change until then need not
+    /// be asked while it stands still. Where that fails all of it is asked then.
+    pub fn look_ahead(&mut self) {
+        let pids = self.view.cgroup.procs().unwrap_or_default();
+        let view = |pid: i32| Some(ProcView { host_pid: pid, pod_pid: status::of(pid).ok()?.pod_tgid() });
+        let views: Vec<ProcView> =
+            pids.into_iter().filter(|p| *p != self.view.init).filter_map(view).collect();
+        self.ahead = Ahead::look(&views, &self.fd_context()).ok().flatten();
+    }
+
     fn fd_context(&self) -> FdContext {
         let private = self.private.devices().clone();
         FdContext { init: self.view.init, ports: self.view.ports.clone(), private }
@@ -183,6 +201,28 @@ impl Source {
                 }
                 Ok(None) => {}
                 Err(e) => match e.blocker(pid, Some(fd)) {
+                    Some(b) => found.push(b),
+                    None => return Err(e.into()),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Source {
+    /// As [`Source::objects_by_descriptor`], from a table.
+    fn objects_of_table(&mut self, table: &Table, found: &mut Vec<Blocker>) -> Result<(), Error> {
+        for desc in &table.descs {
+            if desc.file_type() != libc::S_IFREG || !self.objects.is_object(&desc.st) {
+                continue;
+            }
+            match self.objects.claim_stat(&desc.magic_link(), &desc.st) {
+                Ok(Some(id)) if desc.writable() && !desc.is_path() => {
+                    self.written.insert(id);
+                }
+                Ok(_) => {}
+                Err(e) => match e.blocker(desc.pod_pid.unwrap_or(0), Some(desc.at.1)) {
                     Some(b) => found.push(b),
                     None => return Err(e.into()),
                 },

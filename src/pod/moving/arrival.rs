@@ -21,7 +21,7 @@ pub struct Incoming {
     conn: Option<ConnId>,
     move_id: MoveId,
     deadline: Instant,
-    sockets: Vec<(OwnedFd, (bool, bool))>,
+    sockets: Vec<(OwnedFd, fds::Waking)>,
     /// Still to be taken, and until when that is tried.
     pub(super) locks: Vec<LateLock>,
     pub(super) locks_until: Option<Instant>,

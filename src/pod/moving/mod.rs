@@ -15,7 +15,7 @@ use super::monitor::{ConnId, Monitor};
 use super::proto;
 use crate::base::{Decision, Failure, Kind, MoveId};
 use crate::net::Frame;
-use crate::state::fd::restore::SocketFile;
+use crate::state::fd::restore::{SocketFile, Waking};
 use crate::state::file::FileLock;
 use crate::state::inet::collect::RepairedSocket;
 use serde::{Deserialize, Serialize};
@@ -54,9 +54,8 @@ pub enum Request {
         /// The monitor gives up by itself after so many milliseconds.
         deadline_ms: u64,
     },
-    /// Target: sockets in repair (descriptors beside), to be switched on at activation, each with its SO_REUSEADDR and whether it
-    /// holds data never sent.
-    Sockets(Vec<(bool, bool)>),
+    /// Target: sockets in repair (descriptors beside), to be switched on at activation.
+    Sockets(Vec<Waking>),
     /// Target: file locks (one list for each descriptor beside) that somebody still holds, the source's copy as a rule: to be
     /// taken as soon as they are free. With the process they are to be taken in and the number there, or none.
     Locks(Vec<LockList>),

@@ -4,7 +4,7 @@
 mod inside;
 mod validate;
 
-pub use crate::state::inet::restore::{Repaired, activate, activate_all};
+pub use crate::state::inet::restore::{Repaired, Waking, activate, activate_all};
 pub use crate::state::unix::restore::{SocketFile, discard, place};
 pub use inside::{Inside, LateInside, Pending, ProcessFds};
 pub use validate::validate;
@@ -270,7 +270,13 @@ impl<'a> Hands<'a> {
             _ => &[],
         };
         // Files were opened with their flags; what was made otherwise gets them now. O_ASYNC waits for its owner.
-        if !matches!(f.kind, FileKind::Path(_) | FileKind::Object { .. }) || f.flags & libc::O_ASYNC != 0 {
+        let opened = match &f.kind {
+            FileKind::Path(_) | FileKind::Object { .. } => f.flags & libc::O_ASYNC == 0,
+            // Sockets are made so, and most programs want them so.
+            FileKind::Tcp(_) => f.flags == libc::O_RDWR | libc::O_NONBLOCK,
+            _ => false,
+        };
+        if !opened {
             descr::set_flags(fd, f.flags & !libc::O_ASYNC)
                 .map_err(Error::restore("fcntl(2) F_SETFL", what))?;
         }

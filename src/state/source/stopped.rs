@@ -16,7 +16,8 @@ use crate::state::cpu;
 use crate::state::cred::{self, Seccomp};
 use crate::state::error::{Error, blocker};
 use crate::state::fd::Port;
-use crate::state::fd::collect::{ProcView, Scan};
+use crate::state::fd::collect::table::Table;
+use crate::state::fd::collect::{Ahead, ProcView, Scan};
 use crate::state::inet::collect::RepairedSocket;
 use crate::state::mm::MmLayout;
 use crate::state::mm::collect::{Tables, layout, read_mappings};
@@ -29,6 +30,7 @@ use crate::state::task::{ProcessState, ThreadState};
 use crate::state::timer;
 use crate::state::{PodState, Tree};
 use nix::time::{ClockId, clock_gettime};
+use std::collections::HashMap;
 
 /// One process as read at the freeze, its descriptors still missing.
 #[derive(Debug)]
@@ -123,15 +125,21 @@ impl Source {
             }
         }
         let procs = family(&all, (self.view.init, &init), &mut found);
+        // Same order as the family, as `PodState` promises.
+        let places: HashMap<i32, usize> = procs.iter().enumerate().map(|(n, p)| (p.pid, n)).collect();
+        let place = |pid: i32| places.get(&pid);
+        self.read.sort_by_key(|r| place(r.view.pod_pid));
+        mms.sort_by_key(|m| place(m.mm.0));
+        let views: Vec<ProcView> = self.read.iter().map(|r| r.view).collect();
+        let known = self.ahead.as_ref().and_then(Ahead::still);
+        let table = Table::read_with(&views, false, known)?;
+        self.objects_of_table(&table, &mut found)?;
+        self.table = Some(table);
         found.extend(self.ipc.look()?);
         self.private.content(&self.init, &mut self.objects, &mut found)?;
         if !found.is_empty() {
             return Err(Error::Refused(once(found)));
         }
-        // Same order as the family, as `PodState` promises.
-        let place = |pid: i32| procs.iter().position(|n| n.pid == pid);
-        self.read.sort_by_key(|r| place(r.view.pod_pid));
-        mms.sort_by_key(|m| place(m.mm.0));
         self.hosts.clone_from(&hosts);
         Ok((Tree { procs, mms, files: self.files.files(), objects: self.objects.objects()? }, hosts))
     }
@@ -143,9 +151,9 @@ impl Source {
         _stopped: &StoppedPod,
         before_repair: &mut dyn FnMut(&[RepairedSocket]) -> Result<(), Failure>,
     ) -> Result<Snapshot, Error> {
-        let views: Vec<ProcView> = self.read.iter().map(|r| r.view).collect();
         let ctx = self.fd_context();
-        let scan = Scan::new(&views, &ctx)?;
+        let odd = Error::odd(self.view.init, "descriptors, before the tree");
+        let scan = Scan::of(self.table.take().ok_or_else(odd)?, &ctx)?;
         before_repair(scan.tcp_sockets()).map_err(|f| Error::Told(Box::new(f)))?;
         let objects = self.objects.len();
         let fds = scan.finish(&mut self.objects)?;
@@ -265,7 +273,6 @@ impl Source {
         if let Some(layout) = &mut layout {
             layout.borders.brk = said.brk;
         }
-        self.objects_by_descriptor(&facts.proc, pid, found)?;
         Ok((facts, layout))
     }
 

@@ -40,6 +40,7 @@ impl Builder {
         for p in &state.procs {
             self.table(p, state, hands)?;
             self.births_of_threads(p)?;
+            self.hurry(p.pid);
             if p.stopped.is_some() {
                 self.stop_job(p.pid)?;
             }

@@ -22,8 +22,8 @@ impl Builder {
     pub fn finish(&mut self, tree: &Tree, state: &PodState) -> Result<Finished> {
         check::state(tree, state)?;
         let start = Instant::now();
-        // Each thread gets its true priority from its own script.
-        self.bodies.values().for_each(|body| sched::hurry(body.host));
+        // Each thread gets its true priority at the end.
+        self.bodies.values().for_each(|body| sched::favour(body.host));
         let proc = File::open("/proc").map_err(Error::io("opening /proc"))?;
         let pids: HashMap<i32, i32> = self.bodies.iter().map(|(pid, body)| (*pid, body.host)).collect();
         let ctx =

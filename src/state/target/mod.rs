@@ -115,6 +115,8 @@ struct Host {
     timer_ids: bool,
     oom_score_adj: i32,
     coredump_filter: u32,
+    /// Slack of init's timers, which its descendants inherit.
+    timer_slack: Option<u64>,
 }
 
 /// Builds one pod. All of its calls come from the thread that made it.

@@ -2,8 +2,9 @@
 
 use super::error::{Error, Result};
 use super::finish::Hands;
-use super::{Body, Builder};
+use super::{Body, Builder, Host};
 use crate::kernel::ptrace::{self, Wait};
+use crate::kernel::sched::{self, SchedAttr};
 use crate::remote::{self, Fate, Stopped, new_child, thread_tids};
 use crate::state::cpu::xstate::{self, Component};
 use crate::state::cred::Seccomp;
@@ -12,6 +13,7 @@ use crate::state::mm::{Backing, MmLayout, VmaFlags};
 use crate::state::script::Script;
 use crate::state::task::{ProcessState, ThreadState, restore};
 use crate::state::{PodState, Tree, cpu, cred, mm, signal, timer};
+use nix::errno::Errno;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -36,6 +38,13 @@ impl Builder {
             body.threads.push((t.tid, task));
         }
         Ok(())
+    }
+
+    /// All threads of a process go before others on this host until they have their own priority. Not earlier: what a
+    /// thread in a hurry gives birth to would have no timer slack.
+    pub(super) fn hurry(&self, pid: i32) {
+        let threads = self.bodies.get(&pid).into_iter().flat_map(|b| &b.threads);
+        threads.for_each(|(_, task)| sched::hurry(task.tid()));
     }
 
     /// Puts a process into the job-control stop it was in. It takes its SIGSTOP before any instruction; other
@@ -162,6 +171,7 @@ impl Builder {
         let body = self.bodies.get(&pid).ok_or(Error::Order("finish a process"))?;
         for (t, (_, task)) in p.threads.iter().zip(&body.threads) {
             set_cpu(pid, t, task, &self.ctx.xstate, &self.components)?;
+            self.host.settle(pid, t, task.tid())?;
         }
         Ok(())
     }
@@ -188,6 +198,22 @@ impl Builder {
             }
         }
         Err(Error::Unfit { pid, what: "no `syscall` instruction is left in it".to_owned() })
+    }
+}
+
+impl Host {
+    /// Gives thread `tid` its own scheduling policy, in place of ours.
+    fn settle(&self, pid: i32, t: &ThreadState, tid: i32) -> Result<()> {
+        let want = &t.sched;
+        let sys =
+            |doing| move |e: Errno| Error::Io { what: format!("process {pid}: {doing}"), source: e.into() };
+        sched::set_attributes(tid, &SchedAttr::new(want.policy, want.nice, want.priority))
+            .map_err(sys("sched_setattr"))?;
+        // Real-time threads show none and need none.
+        if want.timerslack_ns != 0 && self.timer_slack != Some(want.timerslack_ns) {
+            sched::set_timer_slack(tid, want.timerslack_ns).map_err(sys("setting its timer slack"))?;
+        }
+        Ok(())
     }
 }
 

@@ -81,7 +81,7 @@ fn relocate(lab: &Lab, holder: Holder) -> Again {
     lab.plug("target");
     for r in &a.made.repaired {
         assert_eq!(tcp_repair::is_on(&r.fd), Ok(true));
-        activate(&r.fd, r.reuseaddr, r.push).unwrap();
+        activate(&r.fd, r.waking()).unwrap();
         assert_eq!(tcp_repair::is_on(&r.fd), Ok(false));
     }
     a
@@ -511,7 +511,7 @@ fn a_hundred_connections_go_along() {
     lab.plug("target");
     let clock = Clock::start();
     for r in &a.made.repaired {
-        activate(r.fd.as_fd(), r.reuseaddr, r.push).unwrap();
+        activate(r.fd.as_fd(), r.waking()).unwrap();
     }
     println!("make again {made}, activate {}", clock.read());
     for n in 0..100 {
