@@ -237,7 +237,7 @@ fn fake_ssh(lab: &Lab) -> String {
     fs::create_dir(&bin).unwrap();
     let there = &lab.b;
     let script = format!(
-        "#!/bin/sh\necho \"$@\" >> {log}\nwhile [ \"$1\" != -- ]; do shift; done\nshift; target=$1; shift\n\
+        "#!/bin/sh\necho \"$@\" >> {log}\necho group $(ps -o pgid= -p $$) of $$ >> {log}\nwhile [ \"$1\" != -- ]; do shift; done\nshift; target=$1; shift\n\
          [ \"$target\" = root@hostb ] || {{ echo \"ssh: cannot resolve $target\" >&2; exit 255; }}\n\
          [ \"$1\" = podmig ] && shift\n\
          exec env PODMIG_ROOT={root} nsenter --net=/run/netns/{ns} {PODMIG} \"$@\"\n",
@@ -267,7 +267,13 @@ fn a_host_over_ssh_needs_no_agent() {
     assert_eq!((&connect["works"], &connect["host"]), (&true.into(), &"ssh://root@hostb".into()));
     let nobody = run(&["move", "web", "ssh://root@elsewhere:2222", "--json"], 7);
     assert_eq!(nobody["error"]["kind"], "unreachable", "{nobody}");
-    assert!(fs::read_to_string(lab.dir().join("ssh.log")).unwrap().contains("-p 2222 -- root@elsewhere"));
+    let log = fs::read_to_string(lab.dir().join("ssh.log")).unwrap();
+    assert!(log.contains("-p 2222 -- root@elsewhere"), "{log}");
+    // A group of its own: ctrl-C in the middle of a move is for podmig alone.
+    for line in log.lines().filter_map(|l| l.strip_prefix("group ")) {
+        let (group, pid) = line.split_once(" of ").unwrap();
+        assert_eq!(group, pid, "{log}");
+    }
     let report = run(&["move", "web", "ssh://root@hostb", "--json"], 0);
     assert_eq!((&report["outcome"], &report["to"]), (&"moved".into(), &"ssh://root@hostb".into()));
     until_state(&lab.b, "web", "running");

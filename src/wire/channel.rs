@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -347,6 +348,8 @@ fn connect_ssh(host: &str, target: &str, port: Option<u16>) -> Result<Channel, E
         ssh.args(["-p", &port.to_string()]);
     }
     ssh.args(["--", target, "podmig", "receive"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    // Not in our group: ctrl-C at the terminal is for us to understand, and must not cut a move that is committed.
+    ssh.process_group(0);
     let mut child = ssh.spawn().map_err(unreachable)?;
     let (Some(input), Some(output)) = (child.stdout.take(), child.stdin.take()) else {
         return Err(unreachable(io::Error::from(io::ErrorKind::BrokenPipe)));
