@@ -3,7 +3,7 @@
 mod common;
 
 use common::clients::{self, Crowd};
-use common::footprint::{self, Footprint, clean, footprint};
+use common::footprint::{self, Footprint, clean, footprint, without_workers};
 use common::full;
 use common::lab::{Host, Lab};
 use common::steps::{self, Running};
@@ -79,7 +79,7 @@ impl Scene {
         common::until(steps::LIMIT, "workers of the first calls end", || {
             footprint::processes(&dir, "").is_empty().then_some(())
         });
-        let before = footprint(&lab, "");
+        let before = without_workers(footprint(&lab, ""));
         let crowd = Crowd::new(&lab);
         Self { lab, crowd, on_b: false, id: String::new(), before }
     }
