@@ -111,7 +111,9 @@ impl Scene {
     }
     fn start_move(&self) -> Running {
         let (from, to) = self.ends();
-        Running::start(from.podmig(&["move", POD, &to.name, "--mode", "warm", "--json"]))
+        // Both ways of copying, and of being interrupted in it.
+        let mode = if self.on_b { "live" } else { "warm" };
+        Running::start(from.podmig(&["move", POD, &to.name, "--mode", mode, "--json"]))
     }
     /// A move that nothing disturbs, with the clients going on; how long it took, and how long it was frozen.
     fn clean_move(&mut self, when: &str) -> (Duration, Duration) {
