@@ -3,7 +3,7 @@
 mod common;
 
 use common::clients::{self, Crowd};
-use common::footprint::{self, Footprint, clean, footprint};
+use common::footprint::{self, Footprint, clean, footprint, without_workers};
 use common::full;
 use common::lab::{Host, Lab};
 use common::steps::{self, Running};
@@ -79,7 +79,7 @@ impl Scene {
         common::until(steps::LIMIT, "workers of the first calls end", || {
             footprint::processes(&dir, "").is_empty().then_some(())
         });
-        let before = footprint(&lab, "");
+        let before = without_workers(footprint(&lab, ""));
         let crowd = Crowd::new(&lab);
         Self { lab, crowd, on_b: false, id: String::new(), before }
     }
@@ -111,7 +111,9 @@ impl Scene {
     }
     fn start_move(&self) -> Running {
         let (from, to) = self.ends();
-        Running::start(from.podmig(&["move", POD, &to.name, "--mode", "warm", "--json"]))
+        // Both ways of copying, and of being interrupted in it.
+        let mode = if self.on_b { "live" } else { "warm" };
+        Running::start(from.podmig(&["move", POD, &to.name, "--mode", mode, "--json"]))
     }
     /// A move that nothing disturbs, with the clients going on; how long it took, and how long it was frozen.
     fn clean_move(&mut self, when: &str) -> (Duration, Duration) {

@@ -122,8 +122,8 @@ fn names_addresses_and_ports_that_are_taken() {
     let error = refused(&lab, &lab.a, &["move", "p", "hostb", "--mode", "warm"], 9);
     assert!(text(&error).contains("8080"), "{error}");
     runs(&lab, &lab.a, "p");
-    assert_eq!(lab.b.state("p"), None, "nothing is left there");
     as_before(&lab, &before);
+    assert_eq!(lab.b.state("p"), None, "nothing is left there");
     drop(holder);
     lab.b.ok(&["start", "--name", "p", "--", "sleep", "100"]);
     let before = settled(&lab);
@@ -190,8 +190,8 @@ fn a_target_without_a_mapped_file_or_without_memory() {
     let error = refused(&lab, &lab.a, &["move", "count", "hostb", "--mode", "warm"], 4);
     assert!(text(&error).contains(&program), "{error}");
     runs(&lab, &lab.a, "count");
-    assert_eq!(lab.b.state("count"), None, "nothing is left there");
     as_before(&lab, &before);
+    assert_eq!(lab.b.state("count"), None, "nothing is left there");
     end(agent);
     // A target that has no memory to give.
     let little = lab.dir().join("meminfo");

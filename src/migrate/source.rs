@@ -12,16 +12,17 @@ use super::order::{Destination, Order};
 use super::private;
 use super::progress::Progress;
 use super::report::{Outcome, Report, Stopwatch};
+use super::resolve;
 use super::sink::Sink;
 use super::verify::Digests;
-use crate::base::{Blocker, Failure, Kind, MoveId};
+use crate::base::{Blocker, Decision, Failure, Kind, MoveId};
 use crate::image::file::ImageWriter;
 use crate::image::record::{Manifest, Record};
 use crate::kernel::cgroup::{Cgroup, Freezer, Hierarchies};
 use crate::pod::client::Client;
 use crate::pod::moving::{self, Stage};
 use crate::pod::proto::Info;
-use crate::pod::store::{self, Store};
+use crate::pod::store::{self, Status, Store};
 use crate::state::source::{PodView, Source};
 use crate::wire::channel::Channel;
 use crate::wire::hello::{self, Hello};
@@ -334,17 +335,30 @@ impl Mover<'_> {
         let object = if failure.object.is_empty() { self.name() } else { failure.object };
         let mut failure = Failure { kind, object, ..failure };
         if let Err(trouble) = back {
-            failure.remedy = match crate::pod::monitor::sweep_dead(self.store, &self.pod) {
-                Ok(()) => format!(
-                    "its monitor was killed meanwhile, and the pod with it: `podmig start {}`",
-                    self.name()
-                ),
+            failure.remedy = match self.without_monitor() {
+                Ok(Status::Exited) => "the pod has ended meanwhile".to_owned(),
+                Ok(_) => {
+                    let name = self.name();
+                    format!("its monitor was killed meanwhile, and the pod with it: `podmig start {name}`")
+                }
                 Err(_) => {
                     format!("{} (the pod's monitor did not confirm: {})", failure.remedy, trouble.message)
                 }
             };
         }
         failure
+    }
+
+    /// The monitor does not answer: removes what it left, if it is dead, and says what became of the pod.
+    fn without_monitor(&self) -> Result<Status, Failure> {
+        let id = &self.pod.spec.id;
+        crate::pod::monitor::sweep_dead(self.store, &self.pod)?;
+        let status = |store: &Store| Ok::<_, Failure>(store.get(id)?.map_or(Status::Lost, |r| r.status));
+        if status(self.store)? == Status::InDoubt {
+            // It died with the commit written down. No `Commit` was sent, so the target never had it.
+            resolve::settle(self.store, id, Decision::Aborted)?;
+        }
+        status(self.store)
     }
 
     fn close_report(&mut self) {

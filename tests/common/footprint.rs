@@ -82,6 +82,14 @@ pub fn clean(lab: &Lab, id: &str, before: &Footprint) {
     }
 }
 
+/// Without workers that a lab's first look at its agents made, who may come late: they end by themselves.
+pub fn without_workers(mut all: Footprint) -> Footprint {
+    if let Some(processes) = all.get_mut("processes") {
+        processes.retain(|p| !p.contains("__serve"));
+    }
+    all
+}
+
 /// [`everything`], once the workers of the lab's first looks at the agents have ended.
 pub fn settled(lab: &Lab) -> Footprint {
     let dir = lab.dir().to_str().expect("path").to_owned();
@@ -89,7 +97,7 @@ pub fn settled(lab: &Lab) -> Footprint {
         let workers = |p: &String| p.contains("__serve");
         (!processes(&dir, "").iter().any(workers)).then_some(())
     });
-    everything(lab)
+    without_workers(everything(lab))
 }
 
 /// Everything of podmig's that is there: processes, mounts, links, tables, routes, files, and the control groups of both stores.
