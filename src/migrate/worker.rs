@@ -7,6 +7,7 @@ use super::target::{Request, Target};
 use crate::base::{Decision, Failure, Kind, MoveId, PodId};
 use crate::image::check;
 use crate::image::record::Record;
+use crate::kernel::descr;
 use crate::pod::client::Client;
 use crate::pod::decisions::Decisions;
 use crate::pod::moving;
@@ -17,6 +18,9 @@ use std::time::Duration;
 
 /// How long a caller may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Descriptors there is room for from the start.
+const ROOM: u64 = 32 << 10;
 
 /// Serves one caller until it closes. What it asked for and could not have was told to it.
 pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
@@ -54,6 +58,7 @@ fn rehearse(channel: &mut Channel, request: &Request) -> Result<(), Failure> {
 
 /// Takes a pod. Whatever fails before the commit takes down what was built (dropping the target does).
 fn receive(store: &Store, channel: &mut Channel, request: Request) -> Result<(), Failure> {
+    descr::make_room(ROOM);
     let mut target = Target::reserve(store, request)?;
     channel.message(&Message::Reserved)?;
     loop {
