@@ -206,6 +206,18 @@ pub fn want_descriptors(n: u64) {
     }
 }
 
+/// As [`want_descriptors`], and makes the table of descriptors that large now (as far as the limit lets it): in a process of
+/// several threads each doubling waits for an RCU grace period, some 10 ms (expand_fdtable in fs/file.c).
+pub fn make_room(n: u64) {
+    use nix::sys::resource::{Resource, getrlimit};
+    want_descriptors(n);
+    let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let Ok(file) = std::fs::File::open("/dev/null") else { return };
+    let last = i32::try_from(soft.min(n)).unwrap_or(i32::MAX) - 1;
+    // Nothing is lost when it fails but time.
+    drop(dup_from(&file, last));
+}
+
 /// `fcntl(F_SETOWN_EX)` with a process, `F_SETSIG` and O_ASYNC, to have something to carry.
 #[cfg(test)]
 pub fn set_owner(fd: impl AsFd, pid: i32, signal: i32) -> Result<(), Errno> {

@@ -1,6 +1,7 @@
 //! Stop-and-copy and commitment at the source: what happens between the last instruction here and the first there.
 //!
 //! Order, and why:
+//! 0. while the pod runs: look at its connections, whose options then need not be asked in the freeze;
 //! 1. hold and capture the link, so that no peer sees half a pod;
 //! 2. stop every thread, read what needs the thread itself (batches);
 //! 3. freeze the cgroup over the stops and let go of them: from here our death changes nothing, the pod stands still

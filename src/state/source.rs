@@ -29,6 +29,7 @@ use super::object::collect::ObjectTable;
 use super::task::collect::{Usual, Walls, walls};
 use crate::base::Blocker;
 use crate::kernel::cgroup::Freezer;
+use crate::kernel::descr;
 use crate::kernel::procfs::{Proc, Status};
 use crate::kernel::status;
 use nix::sys::stat::SFlag;
@@ -50,6 +51,9 @@ pub struct PodView {
     /// podmig itself tracks writes in this pod by userfaultfd.
     pub tracked: bool,
 }
+
+/// Descriptors there is room for when the pod is stopped.
+const ROOM: u64 = 32 << 10;
 
 /// A process for good: host pid and start time.
 type Who = (i32, u64);
@@ -155,6 +159,7 @@ impl Source {
     /// Looks at the connections of the running pod, shortly before it is stopped: what does not change until then need not
     /// be asked while it stands still. Where that fails all of it is asked then.
     pub fn look_ahead(&mut self) {
+        descr::make_room(ROOM);
         let pids = self.view.cgroup.procs().unwrap_or_default();
         let view = |pid: i32| Some(ProcView { host_pid: pid, pod_pid: status::of(pid).ok()?.pod_tgid() });
         let views: Vec<ProcView> =
