@@ -83,6 +83,31 @@ pub fn eventfd(count: u64, semaphore: bool) -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
+/// Whether an eventfd that holds `count` is a semaphore, by a read and writes that leave its count as it was: for kernels
+/// whose fdinfo does not say (before 6.5). Nobody else may use it meanwhile.
+/// Errors: of read(2) and write(2).
+pub fn is_semaphore(fd: &OwnedFd, count: u64) -> Result<bool, Errno> {
+    if count > u64::MAX / 2 {
+        return Ok(false); // nobody counts that far by ones
+    }
+    let read = || {
+        let mut value = [0; 8];
+        nix::unistd::read(fd, &mut value).map(|_| u64::from_ne_bytes(value))
+    };
+    let write = |n: u64| nix::unistd::write(fd, &n.to_ne_bytes()).map(drop);
+    if count < 2 {
+        write(2)?;
+    }
+    let semaphore = read()? == 1;
+    match (semaphore, count) {
+        (true, 0 | 1) => drop(read()?),
+        (true, _) => write(1)?,
+        (false, 0) => {}
+        (false, n) => write(n)?,
+    }
+    Ok(semaphore)
+}
+
 /// `signalfd(2)` with a kernel mask (bit n = signal n + 1).
 pub fn signalfd(mask: u64) -> Result<OwnedFd, Errno> {
     let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
@@ -249,6 +274,18 @@ mod tests {
         nix::unistd::read(&e, &mut b).unwrap();
         assert_eq!(u64::from_ne_bytes(b), u64::from(u32::MAX) + 5);
         assert!(eventfd(u64::MAX, false).is_err());
+        for count in [0, 1, 2, 3, 77] {
+            for semaphore in [false, true] {
+                let e = eventfd(count, semaphore).unwrap();
+                assert_eq!(is_semaphore(&e, count), Ok(semaphore), "{count}");
+                let mut sum = 0;
+                let mut value = [0; 8];
+                while nix::unistd::read(&e, &mut value).is_ok() {
+                    sum += u64::from_ne_bytes(value);
+                }
+                assert_eq!(sum, count);
+            }
+        }
         let t = timerfd(libc::CLOCK_MONOTONIC).unwrap();
         set_timer(&t, 0, 3_600_000_000_000, 0).unwrap();
         set_timer_ticks(&t, 9).unwrap();

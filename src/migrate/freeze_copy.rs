@@ -19,9 +19,10 @@ use super::resolve;
 use super::sink::Sink;
 use super::source::{LOG_TAIL, Mover, out_of_turn, tail};
 use super::verify::{self, Digests};
+use crate::base::AddrRange;
 use crate::base::addr::PAGE;
 use crate::base::{Decision, Failure, Kind};
-use crate::freeze::{self, PodTasks};
+use crate::freeze::{self, PodTasks, StoppedPod};
 use crate::image::record::{NetFrame, Record};
 use crate::kernel::errno_text;
 use crate::kernel::sched::Haste;
@@ -31,6 +32,7 @@ use crate::memory::reader::all_content;
 use crate::net::{Capture, Engaged};
 use crate::pod::moving::{self, Stage};
 use crate::state::mm::MmId;
+use crate::state::mm::restore::Special;
 use crate::state::source::{HostPids, Source};
 use crate::state::{PodState, Tree};
 use crate::wire::message::Message;
@@ -45,6 +47,25 @@ const NAMED: Duration = Duration::from_secs(1);
 const DOUBT: Duration = Duration::from_secs(5);
 /// The same while the target's kernel has the `Commit` and its worker lives: something is slow there, a disk as a rule.
 const SLOW: Duration = Duration::from_secs(60);
+
+/// How often a pod is stopped anew because a thread was inside the vdso.
+const VDSO_TRIES: u32 = 50;
+
+/// A thread that stopped inside the kernel's vdso: its id in the pod.
+fn inside_vdso(stopped: &StoppedPod, tree: &Tree, pids: &HashMap<MmId, i32>) -> Result<Option<i32>, Failure> {
+    let spaces: HashMap<i32, AddrRange> =
+        tree.mms.iter().filter_map(|mm| Some((*pids.get(&mm.mm)?, Special::of(mm).vdso?))).collect();
+    for process in &stopped.procs {
+        let Some(vdso) = spaces.get(&process.host_pid) else { continue };
+        for thread in &process.threads {
+            let regs = thread.stopped.regs().map_err(freeze::Error::from)?;
+            if vdso.contains(regs.rip) {
+                return Ok(Some(thread.pod_tid));
+            }
+        }
+    }
+    Ok(None)
+}
 
 impl Mover<'_> {
     pub(super) fn ask(&mut self, request: moving::Request) -> Result<moving::Reply, Failure> {
@@ -68,10 +89,7 @@ impl Mover<'_> {
         let mut haste = Haste::begin(true);
         self.hold(&mut capture)?;
         self.frozen = Some(Instant::now());
-        let mut stopped = freeze::stop_all(&self.tasks(source))?;
-        self.watch.lap("stop");
-        let (tree, pids) = source.tree(&mut stopped)?;
-        self.watch.lap("tree");
+        let (mut stopped, tree, pids) = self.stop(source)?;
         // No batch runs after this: from here our death changes nothing.
         stopped.freeze_cgroup()?;
         let moving::Reply::Frozen { input, input_ended } = self.ask(moving::Request::Frozen)? else {
@@ -155,7 +173,7 @@ impl Mover<'_> {
         // The monitor emptied the output pipes into the log when it was told of the freeze.
         let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
         self.sink.record(&Record::Log(log))?;
-        let masks = self.order.verify.then(|| verify::masks(&state));
+        let masks = self.order.verify.then(|| verify::masks(tree, &state));
         self.sink.record(&Record::State(Box::new(state)))?;
         self.watch.lap("state");
         if let Some(masks) = masks {
@@ -163,6 +181,26 @@ impl Mover<'_> {
             self.watch.lap("digest");
         }
         Ok(())
+    }
+
+    /// Everything stopped, no thread inside a function of the kernel's vdso: another kernel's data would not fit what it
+    /// has read. Such a thread is let run on for a moment; those functions are over in no time.
+    fn stop(&mut self, source: &mut Source) -> Result<(StoppedPod, Tree, HashMap<MmId, i32>), Failure> {
+        let mut tries = 0;
+        loop {
+            let mut stopped = freeze::stop_all(&self.tasks(source))?;
+            self.watch.lap("stop");
+            let (tree, pids) = source.tree(&mut stopped)?;
+            self.watch.lap("tree");
+            let inside = if self.other_kernel { inside_vdso(&stopped, &tree, &pids)? } else { None };
+            let Some(tid) = inside else { return Ok((stopped, tree, pids)) };
+            stopped.release()?;
+            tries += 1;
+            if tries == VDSO_TRIES {
+                let text = format!("thread {tid} is in the kernel's vdso whenever it is looked at");
+                return Err(Failure::new(Kind::BeforeCommit, self.name(), text).remedy("try again"));
+            }
+        }
     }
 
     fn tasks(&self, source: &Source) -> PodTasks {

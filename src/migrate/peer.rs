@@ -41,7 +41,7 @@ pub fn look(me: &Identity, host: &Host) -> Result<Seen, Failure> {
     let theirs = meet(&mut channel, &ours)?;
     // Its worker wrote the time just before it sent it.
     let ahead_ns = theirs.realtime_ns.saturating_sub(facts::realtime_ns());
-    let blockers = hello::blockers(&ours, &theirs);
+    let blockers = hello::blockers(&ours, &theirs, None);
     channel.message(&Message::Check)?;
     let found = match channel.expect(ANSWER)? {
         Message::Checked(found) => found,

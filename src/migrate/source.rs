@@ -23,6 +23,7 @@ use crate::pod::client::Client;
 use crate::pod::moving::{self, Stage};
 use crate::pod::proto::Info;
 use crate::pod::store::{self, Status, Store};
+use crate::policy::cpu::Level;
 use crate::state::source::{PodView, Source};
 use crate::wire::channel::Channel;
 use crate::wire::hello::{self, Hello};
@@ -61,6 +62,8 @@ pub(super) struct Mover<'a> {
     pub(super) progress: Progress,
     /// Hashes of all memory, where they were asked for.
     pub(super) digests: Option<Digests>,
+    /// The target has another kernel, or may have.
+    pub(super) other_kernel: bool,
 }
 
 /// Moves or checkpoints `pod` (a running one). The report is filled as far as things got.
@@ -82,9 +85,13 @@ pub fn run(
     })?;
     let ours =
         facts::hello().map_err(|e| Failure::new(Kind::Failed, "host", crate::kernel::errno_text(&e)))?;
-    let blockers = match &mut sink {
-        Sink::Peer(channel) => greet(channel, &ours)?,
-        Sink::File { .. } => Vec::new(),
+    let (blockers, other_kernel) = match &mut sink {
+        Sink::Peer(channel) => {
+            let theirs = meet(channel, &ours)?;
+            let blockers = hello::blockers(&ours, &theirs, Level::of(&pod.spec.env));
+            (blockers, theirs.vdso != ours.vdso)
+        }
+        Sink::File { .. } => (Vec::new(), true),
     };
     let mut client = Client::connect(store, &pod)?;
     let info = client.info()?;
@@ -109,6 +116,7 @@ pub fn run(
         pages,
         progress,
         digests,
+        other_kernel,
     };
     mover.watch.lap("connect");
     let done = mover.stages(blockers);
@@ -146,12 +154,12 @@ fn open(me: &Identity, order: &Order) -> Result<Sink, Failure> {
     }
 }
 
-/// Exchanges hellos; what the target lacks is returned.
+/// Exchanges hellos.
 ///
 /// # Errors
 /// No version in common, or the peer is gone.
-pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<Vec<Blocker>, Failure> {
-    Ok(hello::blockers(ours, &*meet(channel, ours)?))
+pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<(), Failure> {
+    meet(channel, ours).map(drop)
 }
 
 /// Exchanges hellos; the peer's is returned.

@@ -313,7 +313,7 @@ impl<'s> Target<'s> {
             .ok_or_else(|| Failure::new(Kind::Failed, "the stream", "state before the tree"))?;
         check::state(&tree, &state).map_err(|e| e.failure("the stream"))?;
         self.finished = self.builder()?.finish(&tree, &state)?;
-        self.masks = verify::masks(&state);
+        self.masks = verify::masks(&tree, &state);
         self.tree = Some(tree);
         self.state = Some(state);
         self.watch.lap("finish");

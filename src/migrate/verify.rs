@@ -4,7 +4,7 @@
 use crate::base::AddrRange;
 use crate::memory::digest::{self, Masks};
 use crate::memory::{Error, Space};
-use crate::state::mm::MmId;
+use crate::state::mm::{MmId, vdso};
 use crate::state::object::ObjectId;
 use crate::state::{PodState, Tree};
 use std::collections::HashMap;
@@ -13,13 +13,20 @@ use std::os::fd::OwnedFd;
 /// Name of a space and mapping, and hash.
 pub(super) type Digests = Vec<(String, u64)>;
 
-/// The bytes that the kernel writes by itself: the rseq area of each thread.
-pub(super) fn masks(state: &PodState) -> Masks {
-    let areas = |threads: &[crate::state::task::ThreadState]| {
+/// The bytes that may differ: the rseq area of each thread, which the kernel writes by itself, and a vdso brought along
+/// from another kernel, which leads to the one it runs on.
+pub(super) fn masks(tree: &Tree, state: &PodState) -> Masks {
+    let areas = |threads: &[crate::state::task::ThreadState]| -> Vec<AddrRange> {
         let rseqs = threads.iter().filter_map(|t| t.cpu.rseq.as_ref());
         rseqs.map(|r| AddrRange::new(r.addr, r.addr.saturating_add(r.len.into()))).collect()
     };
-    state.procs.iter().map(|p| (MmId(p.pid), areas(&p.threads))).collect()
+    let mut masks: Masks = state.procs.iter().map(|p| (MmId(p.pid), areas(&p.threads))).collect();
+    for mm in &tree.mms {
+        if let Some(range) = vdso::brought(mm) {
+            masks.entry(mm.mm).or_default().push(range);
+        }
+    }
+    masks
 }
 
 /// Hashes of everything in the pod. The pod stands still. Errors: memory that cannot be read.

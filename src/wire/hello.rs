@@ -1,6 +1,7 @@
 //! The hello: versions and the facts of a host, compared by pure functions before anything is sent.
 
 use crate::base::Blocker;
+use crate::policy::cpu::Level;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -38,8 +39,8 @@ pub fn agree(ours: (u16, u16), theirs: (u16, u16)) -> Option<u16> {
     (top >= ours.0.max(theirs.0)).then_some(top)
 }
 
-/// What of the source a pod may use and the target lacks.
-pub fn blockers(source: &Hello, target: &Hello) -> Vec<Blocker> {
+/// What of the source a pod may use and the target lacks. `level`: the pod is held to it, and uses nothing beyond.
+pub fn blockers(source: &Hello, target: &Hello, level: Option<Level>) -> Vec<Blocker> {
     let mut found = Vec::new();
     let mut add = |kind: &str, message: String, remedy: &str| {
         found.push(Blocker {
@@ -51,24 +52,29 @@ pub fn blockers(source: &Hello, target: &Hello) -> Vec<Blocker> {
             remedy: remedy.into(),
         });
     };
+    if let Some(level) = level {
+        let missing: Vec<&str> = level.flags().filter(|f| !target.cpu_flags.contains(*f)).collect();
+        if !missing.is_empty() {
+            let message =
+                format!("{} lacks CPU features of {}: {}", target.host, level.name(), missing.join(" "));
+            add("cpu", message, "move to a host whose CPU has them");
+        }
+        return found;
+    }
     let missing: Vec<&str> =
         source.cpu_flags.difference(&target.cpu_flags).map(String::as_str).filter(|f| matters(f)).collect();
     if !missing.is_empty() {
         let message = format!("{} lacks CPU features the pod may use: {}", target.host, missing.join(" "));
-        add("cpu", message, "move to a host whose CPU has them");
+        add("cpu", message, "move to a host whose CPU has them, or start the pod with --cpu LEVEL");
     }
-    if source.xsave_size != target.xsave_size && missing.is_empty() {
-        let message =
-            format!("the XSAVE area is {} bytes here, {} there", source.xsave_size, target.xsave_size);
-        add("cpu", message, "move to a host with the same CPU state components");
-    }
-    if source.vdso != target.vdso {
-        let message = format!("the kernels' vdso differ ({} here, {} there)", source.kernel, target.kernel);
-        add(
-            "kernel",
-            message,
-            "moves between different kernels are not yet supported; use the same kernel on both",
+    // A trampoline of glibc saves the extended state in a room of the size that the source's CPU told; by XSAVE (not
+    // XSAVEC) a CPU with more state writes more than that.
+    if source.xsave_size < target.xsave_size && !source.cpu_flags.contains("xsavec") {
+        let message = format!(
+            "the XSAVE area is {} bytes here, {} on {}, and programs started here use XSAVE",
+            source.xsave_size, target.xsave_size, target.host
         );
+        add("cpu", message, "start the pod with --cpu LEVEL");
     }
     found
 }
@@ -151,11 +157,34 @@ mod tests {
 
     #[test]
     fn a_missing_feature_is_named_and_a_mere_kernel_flag_is_not() {
-        assert!(blockers(&host(&["avx2", "hypervisor"]), &host(&["avx2"])).is_empty());
-        let found = blockers(&host(&["avx2", "avx512f"]), &host(&["avx2"]));
-        assert!(found[0].message.contains("avx512f"));
+        assert!(blockers(&host(&["avx2", "hypervisor"]), &host(&["avx2"]), None).is_empty());
+        let found = blockers(&host(&["avx2", "avx512f"]), &host(&["avx2"]), None);
+        assert!(found[0].message.contains("avx512f") && found[0].kind == "cpu");
+        // Another kernel is no hindrance.
         let mut other = host(&["avx2"]);
         other.vdso.1 = 2;
-        assert_eq!(blockers(&host(&["avx2"]), &other)[0].kind, "kernel");
+        assert!(blockers(&host(&["avx2"]), &other, None).is_empty());
+    }
+
+    #[test]
+    fn a_pod_held_to_a_level_needs_that_level_only() {
+        let v3: Vec<&str> = Level::V3.flags().collect();
+        let mut more = v3.clone();
+        more.extend(["avx512f", "sha_ni"]);
+        assert!(!blockers(&host(&more), &host(&v3), None).is_empty());
+        assert!(blockers(&host(&more), &host(&v3), Some(Level::V3)).is_empty());
+        let found = blockers(&host(&more), &host(&v3[1..]), Some(Level::V3));
+        assert!(found[0].message.contains(v3[0]), "{found:?}");
+    }
+
+    #[test]
+    fn a_larger_state_hurts_programs_that_save_it_by_xsave() {
+        let (small, mut large) = (host(&["avx2"]), host(&["avx2", "avx512f"]));
+        large.xsave_size = 2696;
+        assert!(blockers(&small, &large, None)[0].message.contains("2696"));
+        assert!(blockers(&host(&["avx2", "xsavec"]), &host(&["avx2", "xsavec"]), None).is_empty());
+        large.cpu_flags.insert("xsavec".to_owned());
+        let small = host(&["avx2", "xsavec"]);
+        assert!(blockers(&small, &large, None).is_empty());
     }
 }

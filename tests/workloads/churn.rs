@@ -77,7 +77,7 @@ impl Region {
         Self { at: at.cast(), kind, prot: RW, pages: (0..pages).map(page).collect() }
     }
 
-    fn words(&self, page: usize) -> &mut [u64] {
+    fn words(&mut self, page: usize) -> &mut [u64] {
         // SAFETY: the page lies in a mapping of ours; one thread uses it.
         unsafe { std::slice::from_raw_parts_mut(self.at.add(page * PAGE).cast(), WORDS) }
     }
@@ -108,10 +108,11 @@ impl Region {
             self.protect(RW);
         }
         for n in 0..self.pages.len() {
+            let (kind, at, page) = (self.kind, self.at, self.pages[n]);
             let words = self.words(n);
             let zero = words.iter().all(|w| *w == 0);
             let seeded = |seed| words.iter().enumerate().all(|(n, w)| *w == word(seed, n));
-            let right = match self.pages[n] {
+            let right = match page {
                 Page::Zero => zero,
                 Page::Seed(seed) => seeded(seed),
                 Page::Perhaps(seed) => zero || seeded(seed),
@@ -121,11 +122,7 @@ impl Region {
                     words.iter().flat_map(|w| w.to_ne_bytes()).eq(file)
                 }
             };
-            assert!(
-                right,
-                "{:?} at {:p} page {n} ({:?}) holds {:#x} …",
-                self.kind, self.at, self.pages[n], words[0]
-            );
+            assert!(right, "{:?} at {:p} page {n} ({:?}) holds {:#x} …", kind, at, page, words[0]);
         }
     }
 
@@ -199,7 +196,7 @@ impl Churn {
             let page = self.rng.below(self.regions[n].pages.len());
             let seed = self.rng.next();
             match self.regions[n].kind {
-                Kind::Memfd(fd) if seed % 2 == 0 => {
+                Kind::Memfd(fd) if seed.is_multiple_of(2) => {
                     let bytes: Vec<u8> = (0..WORDS).flat_map(|n| word(seed, n).to_ne_bytes()).collect();
                     // SAFETY: `bytes` is a page long, the descriptor is ours.
                     let done = unsafe { libc::pwrite(fd, bytes.as_ptr().cast(), PAGE, (page * PAGE) as i64) };

@@ -55,6 +55,9 @@ pub struct StartArgs {
     /// Limit of CPUs, as 1.5
     #[arg(long, value_name = "N")]
     pub cpus: Option<String>,
+    /// Use no CPU features beyond a level, as far as libraries heed it: x86-64-v2, x86-64-v3 or x86-64-v4
+    #[arg(long, value_name = "LEVEL")]
+    pub cpu: Option<String>,
     /// Limit of tasks
     #[arg(long, value_name = "N")]
     pub pids: Option<String>,

@@ -4,6 +4,7 @@ use super::{each, flag, maybe, usage};
 use crate::base::{Failure, PodName};
 use crate::cli::args::StartArgs;
 use crate::pod::define::Wanted;
+use crate::policy::cpu::Level;
 use crate::policy::values;
 use std::path::PathBuf;
 
@@ -58,6 +59,10 @@ fn again(args: &StartArgs, pod: &str) -> Result<StartRequest, Failure> {
 
 fn wanted(a: &StartArgs, cwd: &str) -> Result<Wanted, Failure> {
     let yes = |b: bool| b.then_some(true);
+    let level = maybe("--cpu", a.cpu.as_ref(), Level::parse)?;
+    let mut env: Vec<_> =
+        level.map(Level::env).unwrap_or_default().into_iter().map(|(k, v)| (k, Some(v))).collect();
+    env.extend(each("--env", &a.env, values::env_item)?);
     Ok(Wanted {
         name: maybe("--name", a.name.as_ref(), |t| PodName::parse(t).map_err(str::to_owned))?,
         net: maybe("--net", a.net.as_ref(), values::net)?,
@@ -66,7 +71,7 @@ fn wanted(a: &StartArgs, cwd: &str) -> Result<Wanted, Failure> {
         publish: each("--publish", &a.publish, values::publish)?,
         tty: yes(a.tty),
         fg: yes(a.fg),
-        env: each("--env", &a.env, values::env_item)?,
+        env,
         env_host: yes(a.env_host),
         workdir: maybe("--workdir", a.workdir.as_ref(), |d| values::directory(d, cwd))?,
         user: a.user.clone(),

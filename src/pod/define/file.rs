@@ -2,6 +2,7 @@
 
 use super::{Error, Wanted, value};
 use crate::base::PodName;
+use crate::policy::cpu::Level;
 use crate::policy::values;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ pub const KEYS: &[&str] = &[
     "memory",
     "cpus",
     "pids",
+    "cpu",
     "rm",
     "tmpfs",
     "type",
@@ -99,6 +101,7 @@ struct File {
     memory: Option<Word>,
     cpus: Option<Word>,
     pids: Option<Word>,
+    cpu: Option<String>,
     rm: Option<bool>,
     tmpfs: Option<Some1>,
     r#type: Option<String>,
@@ -156,6 +159,8 @@ pub fn from_toml(text: &str, cwd: &str) -> Result<Wanted, Error> {
             }
         }
     };
+    let level = one("cpu", file.cpu, Level::parse)?.map(Level::env).unwrap_or_default();
+    let env = level.into_iter().map(|(k, v)| (k, Some(v))).chain(env).collect();
     let name = |t: &str| PodName::parse(t).map_err(str::to_owned);
     Ok(Wanted {
         name: one("name", file.name, name)?,

@@ -2,7 +2,7 @@
 
 use super::{Epoll, EpollItem, EventFd, SignalFd, TimerFd};
 use crate::kernel::fdinfo::{EpollEntry, Extra};
-use crate::kernel::kcmp;
+use crate::kernel::{descr, kcmp};
 use crate::state::fd::FileId;
 use crate::state::fd::collect::table::{Desc, Table};
 use crate::state::fd::error::Error;
@@ -10,17 +10,21 @@ use crate::state::timer::Itimer;
 use std::collections::HashMap;
 
 /// An eventfd.
-pub(crate) fn eventfd(desc: &Desc, warnings: &mut Vec<String>) -> EventFd {
+pub(crate) fn eventfd(table: &Table, id: FileId) -> Result<EventFd, Error> {
+    let desc = table.desc(id);
     let Extra::Event { count, semaphore } = desc.info.extra else {
-        return EventFd { count: 0, semaphore: false };
+        return Ok(EventFd { count: 0, semaphore: false });
     };
-    if semaphore.is_none() {
-        warnings.push(format!(
-            "fd {}: this kernel (before 6.5) does not tell whether an eventfd is a semaphore; taken as a counter",
-            desc.at.1
-        ));
-    }
-    EventFd { count, semaphore: semaphore.unwrap_or(false) }
+    let semaphore = match semaphore {
+        Some(told) => told,
+        // While it runs, only the program may touch it.
+        None if table.running => false,
+        None => {
+            let fd = table.borrow(id)?;
+            descr::is_semaphore(&fd, count).map_err(|e| Error::fd("reading an eventfd", desc.at)(e))?
+        }
+    };
+    Ok(EventFd { count, semaphore })
 }
 
 /// A signalfd.

@@ -181,7 +181,7 @@ impl<'a> Scan<'a> {
                 }
                 None => FileKind::Pipe(pipes.end(&self.table, id, self.sockets.root())?),
             },
-            Class::Event => FileKind::Event(event::collect::eventfd(desc, &mut out.warnings)),
+            Class::Event => FileKind::Event(event::collect::eventfd(&self.table, id)?),
             Class::Epoll => FileKind::Epoll(event::collect::epoll(&self.table, id, &mut out.warnings)?),
             Class::Signal => FileKind::Signal(event::collect::signalfd(desc)),
             Class::Timer => FileKind::Timer(event::collect::timerfd(desc)),
