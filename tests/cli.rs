@@ -116,7 +116,11 @@ fn help_and_version_are_no_failures() {
         let run = h.run(args).exits(0);
         assert!(run.err.is_empty() && run.out.contains("podmig"), "{args:?}");
     }
-    assert_eq!(h.run(&["version", "--json"]).exits(0).json()["version"], env!("CARGO_PKG_VERSION"));
+    let versions = h.run(&["version", "--json"]).exits(0).json();
+    assert_eq!(versions["version"], env!("CARGO_PKG_VERSION"));
+    for what in ["json", "record", "image", "wire", "monitor"] {
+        assert!(!versions[what].is_null(), "{what}: {versions}");
+    }
 }
 
 #[test]
@@ -158,12 +162,17 @@ fn a_definition_file_is_checked() {
     for (text, code, part) in [
         ("nmae = 'x'\ncmd = ['true']\n", 2, "line 1: unknown field `nmae`"),
         ("cmd = []\n", 2, "no command"),
-        ("cmd = ['true']\nmemory = 'a lot'\n", 2, "memory = \"a lot\""),
+        ("cmd = ['true']\nmemory = 'a lot'\n", 2, "line 2: memory = \"a lot\""),
+        ("cmd = ['true']\n\n[env]\n'A B' = 1\n", 2, "line 3: env \"A B\""),
+        ("cmd = ['true']\npids = []\n", 2, "line 2: "),
     ] {
         std::fs::write(&file, text).unwrap();
         let run = h.run(&["start", "-f", path]).exits(code);
         assert!(run.err.contains(part), "{text:?}: {}", run.err);
     }
+    // In the foreground by the file's word: its own failures are 125 too.
+    std::fs::write(&file, "fg = true\nnet = 'lan:br0'\ncmd = ['true']\n").unwrap();
+    h.run(&["start", "-f", path]).exits(125);
     let run = h.run(&["start", "-f", "/no/such/file.toml"]).exits(1);
     assert!(run.err.contains("/no/such/file.toml: cannot read it: no such file or directory"), "{}", run.err);
 }
@@ -202,13 +211,23 @@ fn check_tries_everything_quickly() {
     let list = list.as_array().unwrap();
     assert!(list.len() > 30);
     for row in list {
-        assert!(row["works"].is_boolean() && row["needed_for"].is_string(), "{row}");
+        assert!(row["works"].is_boolean() && row["needed_for"].is_string() && row["host"].is_null(), "{row}");
+        for key in ["name", "purpose", "without", "detail"] {
+            assert!(row[key].as_str().is_some_and(|t| !t.is_empty()), "{key}: {row}");
+        }
         assert!(!row["detail"].as_str().unwrap().contains("os error"), "{row}");
     }
     let missing =
         list.iter().any(|r| r["works"] == false && (r["needed_for"] == "pods" || r["needed_for"] == "moves"));
     assert_eq!(run.code, i32::from(missing));
+    // It is to take less than a second, and takes a tenth of that; tests run on busy machines.
     assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+    // What is missing is told with what is lost.
+    let text = h.run(&["check"]).out;
+    for row in list.iter().filter(|r| r["works"] == false) {
+        let line = format!("without {}: {}", row["name"].as_str().unwrap(), row["without"].as_str().unwrap());
+        assert!(text.contains(&line), "{line}\n{text}");
+    }
 }
 
 #[test]

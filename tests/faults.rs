@@ -3,7 +3,7 @@
 mod common;
 
 use common::clients::{self, Crowd};
-use common::footprint::{self, Footprint, clean, footprint};
+use common::footprint::{self, Footprint, clean, footprint, without_workers};
 use common::full;
 use common::lab::{Host, Lab};
 use common::steps::{self, Running};
@@ -79,7 +79,7 @@ impl Scene {
         common::until(steps::LIMIT, "workers of the first calls end", || {
             footprint::processes(&dir, "").is_empty().then_some(())
         });
-        let before = footprint(&lab, "");
+        let before = without_workers(footprint(&lab, ""));
         let crowd = Crowd::new(&lab);
         Self { lab, crowd, on_b: false, id: String::new(), before }
     }
@@ -111,7 +111,9 @@ impl Scene {
     }
     fn start_move(&self) -> Running {
         let (from, to) = self.ends();
-        Running::start(from.podmig(&["move", POD, &to.name, "--mode", "warm", "--json"]))
+        // Both ways of copying, and of being interrupted in it.
+        let mode = if self.on_b { "live" } else { "warm" };
+        Running::start(from.podmig(&["move", POD, &to.name, "--mode", mode, "--json"]))
     }
     /// A move that nothing disturbs, with the clients going on; how long it took, and how long it was frozen.
     fn clean_move(&mut self, when: &str) -> (Duration, Duration) {
@@ -280,6 +282,26 @@ fn monitor(host: &Host, id: &str) -> Option<i32> {
     })
 }
 
+/// Waits until each end is done with a move whose monitors may be dead; both states.
+fn over(scene: &Scene, (from, to): (usize, usize), died: Instant, when: &str) -> [Option<String>; 2] {
+    loop {
+        let states = scene.states();
+        let over = matches!(
+            (states[from].as_deref(), states[to].as_deref()),
+            (Some("running"), None | Some("moved"))
+                | (Some("moved" | "lost"), Some("running") | None | Some("lost" | "moved"))
+        );
+        if over {
+            return states;
+        }
+        assert!(
+            died.elapsed() < SETTLED,
+            "{when}: after {SETTLED:?} it is {states:?}\n{}",
+            steps::scene(&scene.lab)
+        );
+    }
+}
+
 /// A monitor is its pod's parent: killed, it takes its copy along. The other end's copy must not suffer, there must never be
 /// two, and what is left must be as it is for any lost pod: seen, removable, startable.
 #[test]
@@ -312,24 +334,7 @@ fn a_monitor_killed_during_a_move() {
         let (from, to) = if scene.on_b { (1, 0) } else { (0, 1) };
         let died = died.unwrap_or_else(Instant::now);
         let ended = died.elapsed();
-        let states = loop {
-            let states = scene.states();
-            let (source, target) = (states[from].as_deref(), states[to].as_deref());
-            let over = match (source, target) {
-                (Some("running"), None | Some("moved")) => true,
-                (Some("moved" | "lost"), Some("running")) => true,
-                (Some("moved" | "lost"), None | Some("lost" | "moved")) => true,
-                _ => false,
-            };
-            if over {
-                break states;
-            }
-            assert!(
-                died.elapsed() < SETTLED,
-                "{when}: after {SETTLED:?} it is {states:?}; the mover ended after {ended:?}\n{}",
-                steps::scene(&scene.lab)
-            );
-        };
+        let states = over(&scene, (from, to), died, &format!("{when}, the mover ended after {ended:?}"));
         println!("{when}: exit {:?} after {ended:?}, {states:?}", out.status.code());
         let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
         let runs = states.iter().position(|s| s.as_deref() == Some("running"));
@@ -353,6 +358,48 @@ fn a_monitor_killed_during_a_move() {
         }
     }
     println!("the pod lived on {lives} times, was lost {lost} times, was never two");
+    scene.end();
+}
+
+/// The cable between the hosts cut for a while around the commit: whatever was lost on the way, one copy goes on.
+#[test]
+fn the_cable_cut_during_a_move() {
+    let mut random = Random::new();
+    let mut scene = Scene::new();
+    let (first, second) = (scene.clean_move("first"), scene.clean_move("second"));
+    let standing = first.1.max(second.1).as_micros() as u64;
+    let (mut moved, mut stayed) = (0, 0);
+    for n in 0..times().div_ceil(3) {
+        let at = Moment::Frozen(Duration::from_micros(random.below(standing)));
+        let cut = Duration::from_millis(random.below(2000));
+        let when = format!("cut {n} at {at:?} for {cut:?}");
+        let was = scene.on_b;
+        let target = scene.ends().1.name.clone();
+        let mut mover = scene.start_move();
+        moment(&mut mover, &scene.id, at);
+        scene.lab.cable(&target, false);
+        let plugged = Instant::now() + cut;
+        while Instant::now() < plugged {
+            // Not both, at no time.
+            scene.states();
+        }
+        scene.lab.cable(&target, true);
+        let whole = Instant::now();
+        let out = mover.end().unwrap_or_else(|e| panic!("{when}: {e}\n{}", steps::scene(&scene.lab)));
+        // The kernels repeat what was lost at growing intervals.
+        let settled = scene.settle(&when, whole, Duration::from_secs(15));
+        scene.crowd.all_go_on(&when, 5).unwrap_or_else(|e| panic!("{e}\n{}", steps::scene(&scene.lab)));
+        scene.crowd.longest_ms();
+        println!("{when}: exit {:?}, settled {settled:?} after it was whole again", out.status.code());
+        match out.status.code() {
+            Some(0) => assert_ne!(scene.on_b, was, "{when}"),
+            Some(5 | 7) => assert_eq!(scene.on_b, was, "{when}"),
+            Some(6) => {}
+            code => panic!("{when}: exit {code:?}"),
+        }
+        if scene.on_b == was { stayed += 1 } else { moved += 1 }
+    }
+    println!("moved {moved}, stayed {stayed}");
     scene.end();
 }
 

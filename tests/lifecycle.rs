@@ -4,7 +4,10 @@ mod common;
 
 use common::lab::{Host, Lab};
 use common::steps::{self, workload};
-use std::process::Command;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
 
 /// Kinds of workloads, as the program itself lists them.
 fn kinds() -> Vec<String> {
@@ -100,6 +103,40 @@ fn moved_and_back() {
         steps::move_pod(lab, kind, &lab.b, &lab.a)?;
         Ok(true)
     });
+}
+
+/// What was written to a pod's standard input and not read by it yet goes along, and so does the input's end.
+#[test]
+fn unread_input_travels() {
+    let lab = Lab::new();
+    let go = lab.dir().join("go");
+    let script = format!("while [ ! -e {} ]; do sleep 0.02; done; cat; echo end", go.display());
+    let args = ["start", "--fg", "--name", "reader", "-w", "/", "--net", "none", "--", "sh", "-c", &script];
+    let mut command = lab.a.podmig(&args);
+    command.stdin(Stdio::piped());
+    let mut foreground = steps::Running::start(command);
+    let said = "first\nsecond\nlast\n";
+    let mut input = foreground.child.stdin.take().expect("stdin");
+    input.write_all(said.as_bytes()).expect("write");
+    drop(input);
+    let pid = common::until(steps::LIMIT, "it runs", || {
+        let out = lab.a.run(&["inspect", "reader", "--json"]);
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).ok()?["pid"].as_i64()
+    });
+    let pipe = std::fs::File::open(format!("/proc/{pid}/fd/0")).expect("its input");
+    common::until(steps::LIMIT, "all of the input and its end are in the pipe", || {
+        let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).expect("poll");
+        let ended = fds[0].revents().is_some_and(|r| r.contains(PollFlags::POLLHUP));
+        (ended && podmig::kernel::sock::inq(&pipe) == Ok(said.len())).then_some(())
+    });
+    drop(pipe);
+    steps::move_pod(&lab, "reader", &lab.a, &lab.b).unwrap_or_else(|e| panic!("{e}"));
+    std::fs::write(&go, "").expect("go");
+    let status = steps::run(&lab, &lab.b, &["wait", "reader"], 0).unwrap_or_else(|e| panic!("{e}"));
+    let log = steps::run(&lab, &lab.b, &["logs", "reader"], 0).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((status.as_str(), log.as_str()), ("0", "first\nsecond\nlast\nend"));
+    foreground.end().unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]

@@ -237,7 +237,7 @@ fn fake_ssh(lab: &Lab) -> String {
     fs::create_dir(&bin).unwrap();
     let there = &lab.b;
     let script = format!(
-        "#!/bin/sh\necho \"$@\" >> {log}\nwhile [ \"$1\" != -- ]; do shift; done\nshift; target=$1; shift\n\
+        "#!/bin/sh\necho \"$@\" >> {log}\necho group $(ps -o pgid= -p $$) of $$ >> {log}\nwhile [ \"$1\" != -- ]; do shift; done\nshift; target=$1; shift\n\
          [ \"$target\" = root@hostb ] || {{ echo \"ssh: cannot resolve $target\" >&2; exit 255; }}\n\
          [ \"$1\" = podmig ] && shift\n\
          exec env PODMIG_ROOT={root} nsenter --net=/run/netns/{ns} {PODMIG} \"$@\"\n",
@@ -267,7 +267,13 @@ fn a_host_over_ssh_needs_no_agent() {
     assert_eq!((&connect["works"], &connect["host"]), (&true.into(), &"ssh://root@hostb".into()));
     let nobody = run(&["move", "web", "ssh://root@elsewhere:2222", "--json"], 7);
     assert_eq!(nobody["error"]["kind"], "unreachable", "{nobody}");
-    assert!(fs::read_to_string(lab.dir().join("ssh.log")).unwrap().contains("-p 2222 -- root@elsewhere"));
+    let log = fs::read_to_string(lab.dir().join("ssh.log")).unwrap();
+    assert!(log.contains("-p 2222 -- root@elsewhere"), "{log}");
+    // A group of its own: ctrl-C in the middle of a move is for podmig alone.
+    for line in log.lines().filter_map(|l| l.strip_prefix("group ")) {
+        let (group, pid) = line.split_once(" of ").unwrap();
+        assert_eq!(group, pid, "{log}");
+    }
     let report = run(&["move", "web", "ssh://root@hostb", "--json"], 0);
     assert_eq!((&report["outcome"], &report["to"]), (&"moved".into(), &"ssh://root@hostb".into()));
     until_state(&lab.b, "web", "running");
@@ -304,4 +310,65 @@ fn a_host_is_looked_at() {
     let rows = lab.a.json(&["check", "hostb"], 7);
     let row = rows.as_array().unwrap().last().unwrap();
     assert!(row["detail"].as_str().unwrap().contains("cannot be reached: Connection refused"), "{row}");
+}
+
+#[test]
+fn what_exec_runs_is_hung_up_by_a_move() {
+    let lab = Lab::new();
+    lab.a.ok(&["start", "--name", "web", "--net", "none", "--", "sleep", "1000"]);
+    let heard = lab.dir().join("heard");
+    let program = format!(
+        "import signal,time,os\ndef f(n,*a):\n open({0:?},'a').write('hung up\\n'); os._exit(0)\nsignal.signal(1,f)\n\
+         print('set',flush=True)\nwhile True: time.sleep(0.01)",
+        heard.to_str().unwrap()
+    );
+    let mut beside = lab.a.podmig(&["exec", "web", "--", "python3", "-c", &program]);
+    let (input, output) = (std::process::Stdio::piped(), std::process::Stdio::piped());
+    let mut beside = beside.stdin(input).stdout(output).spawn().unwrap();
+    let mut said = [0; 4];
+    std::io::Read::read_exact(beside.stdout.as_mut().unwrap(), &mut said).unwrap();
+    lab.a.ok(&["exec", "-d", "web", "--", "sleep", "2000"]);
+    let report = lab.a.json(&["move", "web", "hostb"], 0);
+    assert_eq!(report["outcome"], "moved");
+    assert_eq!(beside.wait().unwrap().code(), Some(129), "128 + SIGHUP");
+    until(LIMIT, "it hears of it", || {
+        fs::read_to_string(&heard).is_ok_and(|t| t == "hung up\n").then_some(())
+    });
+    // Nobody was joined to this one.
+    until(LIMIT, "it has ended", || {
+        let all = lab.b.ok(&["exec", "web", "--", "ps", "-eo", "args"]);
+        assert!(all.contains("sleep 2000"), "{all}");
+        (!all.contains("signal.signal")).then_some(())
+    });
+}
+
+#[test]
+fn what_cannot_be_is_said_by_name() {
+    let lab = Lab::new();
+    lab.a.ok(&["start", "--name", "web", "--net", "none", "--", "sleep", "1000"]);
+    let error = |args: &[&str], code: i32| lab.a.json(args, code)["error"].clone();
+    // A host that is this one.
+    let id = lab.a.ok(&["host", "id"]);
+    lab.a.ok(&["host", "add", "me", "10.77.0.1", id.split_whitespace().last().unwrap()]);
+    let e = error(&["move", "web", "me"], 4);
+    assert!(e["message"].as_str().unwrap().contains("already (running)"), "{e}");
+    lab.a.ok(&["pause", "web"]);
+    for args in [&["move", "web", "hostb"][..], &["checkpoint", "web", "-o", "/nowhere/x"]] {
+        let e = error(args, 4);
+        assert_eq!((&e["blockers"][0]["kind"], &e["object"]), (&"paused".into(), &"web".into()), "{e}");
+    }
+    lab.a.ok(&["resume", "web"]);
+    assert_eq!(error(&["start", "web"], 9)["message"], "it is running already");
+    // A name kept there for another pod, which has moved on.
+    lab.b.ok(&["start", "--name", "two", "--net", "none", "--", "sleep", "1000"]);
+    lab.b.ok(&["move", "two", "hosta"]);
+    lab.a.ok(&["rm", "-f", "two"]);
+    lab.a.ok(&["start", "--name", "two", "--net", "none", "--", "sleep", "1000"]);
+    let e = error(&["move", "two", "hostb"], 9);
+    assert!(
+        e["message"].as_str().unwrap().contains("keeps the name for a pod that has moved to hosta"),
+        "{e}"
+    );
+    lab.b.ok(&["rm", "two"]);
+    lab.a.ok(&["move", "two", "hostb"]);
 }

@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::footprint::{as_before, settled};
 use common::lab::{Host, Lab, PODMIG};
 use common::steps::{self, Running};
 use common::{full, until};
@@ -69,6 +70,7 @@ fn text(value: &Value) -> String {
 fn pods_and_hosts_that_are_not_there() {
     let mut lab = Lab::new();
     start(&lab, "count", &["--net", "none"], &COUNT);
+    let before = settled(&lab);
     let error = refused(&lab, &lab.a, &["move", "nobody", "hostb", "--mode", "warm"], 3);
     assert_eq!(error["object"], "nobody");
     let error = refused(&lab, &lab.a, &["checkpoint", "nobody", "-o", "/dev/null"], 3);
@@ -94,9 +96,11 @@ fn pods_and_hosts_that_are_not_there() {
     let error = refused(&lab, &lab.a, &["move", "count", "hostb", "--mode", "warm"], 7);
     assert!(text(&error).contains("trust"), "{error}");
     runs(&lab, &lab.a, "count");
+    as_before(&lab, &before);
     lab.b.kill_agent();
     refused(&lab, &lab.a, &["move", "count", "hostb", "--mode", "warm"], 7);
     runs(&lab, &lab.a, "count");
+    as_before(&lab, &before);
     assert_eq!(lab.a.state("count").as_deref(), Some("running"));
     assert_eq!(lab.b.state("count"), None);
 }
@@ -105,27 +109,35 @@ fn pods_and_hosts_that_are_not_there() {
 fn names_addresses_and_ports_that_are_taken() {
     let lab = Lab::new();
     let holder = lab.a.ns.within(|| TcpListener::bind("0.0.0.0:8080").expect("bind"));
+    let before = settled(&lab);
     let error = refused(&lab, &lab.a, &["start", "--name", "p", "-p", "8080:80", "--", "sleep", "100"], 9);
     assert!(text(&error).contains("8080"), "{error}");
     assert_eq!(lab.a.state("p"), None, "nothing is left of it");
+    as_before(&lab, &before);
     drop(holder);
     start(&lab, "p", &["-p", "8080:80"], &COUNT);
+    let before = settled(&lab);
     // Taken at the target: the port, the name, the address.
     let holder = lab.b.ns.within(|| TcpListener::bind("0.0.0.0:8080").expect("bind"));
     let error = refused(&lab, &lab.a, &["move", "p", "hostb", "--mode", "warm"], 9);
     assert!(text(&error).contains("8080"), "{error}");
     runs(&lab, &lab.a, "p");
+    as_before(&lab, &before);
     assert_eq!(lab.b.state("p"), None, "nothing is left there");
     drop(holder);
     lab.b.ok(&["start", "--name", "p", "--", "sleep", "100"]);
+    let before = settled(&lab);
     let error = refused(&lab, &lab.a, &["move", "p", "hostb", "--mode", "warm"], 9);
     assert!(text(&error).contains('p'), "{error}");
     runs(&lab, &lab.a, "p");
+    as_before(&lab, &before);
     lab.b.ok(&["rm", "-f", "p"]);
     start(&lab, "lan", &["--net", "lan:br0", "--ip", "10.77.0.60/24"], &COUNT);
+    let before = settled(&lab);
     let same = ["start", "--name", "q", "--net", "lan:br0", "--ip", "10.77.0.60/24", "--", "sleep", "9"];
     let error = refused(&lab, &lab.b, &same, 9);
     assert!(text(&error).contains("10.77.0.60"), "{error}");
+    as_before(&lab, &before);
     steps::move_pod(&lab, "p", &lab.a, &lab.b).unwrap_or_else(|e| panic!("{e}"));
     runs(&lab, &lab.b, "p");
     // It lives elsewhere now: every verb says so.
@@ -174,18 +186,37 @@ fn a_target_without_a_mapped_file_or_without_memory() {
     let program = program.to_str().expect("path").to_owned();
     start(&lab, "count", &["--net", "none"], &[&program, COUNT[1], COUNT[2]]);
     let agent = blinkered_agent(&mut lab, &format!("mount -t tmpfs none {}", hidden.display()));
+    let before = settled(&lab);
     let error = refused(&lab, &lab.a, &["move", "count", "hostb", "--mode", "warm"], 4);
     assert!(text(&error).contains(&program), "{error}");
     runs(&lab, &lab.a, "count");
+    as_before(&lab, &before);
     assert_eq!(lab.b.state("count"), None, "nothing is left there");
     end(agent);
     // A target that has no memory to give.
     let little = lab.dir().join("meminfo");
     std::fs::write(&little, "MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable: 10 kB\n").expect("file");
     let agent = blinkered_agent(&mut lab, &format!("mount --bind {} /proc/meminfo", little.display()));
+    let before = settled(&lab);
     let error = refused(&lab, &lab.a, &["move", "count", "hostb", "--mode", "warm"], 4);
     assert_eq!(error["blockers"][0]["kind"], "memory", "{error}");
     runs(&lab, &lab.a, "count");
+    as_before(&lab, &before);
+    end(agent);
+    // One whose disk is full: there is no room for the record that decides.
+    let var = lab.b.root.join("var/lib/podmig");
+    let (var, key) = (var.display(), lab.dir().join("key"));
+    let (key, size) = (key.display(), "size=8k");
+    let full = format!(
+        "cp -r {var} {key}; mount -t tmpfs -o {size} none {var}; cp -r {key}/. {var}/\n\
+         cat /dev/zero > {var}/full 2>/dev/null || true"
+    );
+    let agent = blinkered_agent(&mut lab, &full);
+    let before = settled(&lab);
+    let error = refused(&lab, &lab.a, &["move", "count", "hostb", "--mode", "warm"], 5);
+    assert!(text(&error).to_lowercase().contains("space"), "{error}");
+    runs(&lab, &lab.a, "count");
+    as_before(&lab, &before);
     end(agent);
     lab.b.start_agent();
     steps::move_pod(&lab, "count", &lab.a, &lab.b).unwrap_or_else(|e| panic!("{e}"));
@@ -212,6 +243,7 @@ fn damaged_images() {
     let (file, whole) = image(&lab);
     let bad = lab.dir().join("bad");
     let path = bad.to_str().expect("path");
+    let before = settled(&lab);
     let damaged = |what: String, bytes: &[u8]| {
         std::fs::write(&bad, bytes).expect("write");
         let checked = podmig::image::file::verify(&bad);
@@ -246,6 +278,7 @@ fn damaged_images() {
     let missing = lab.dir().join("no-such-image");
     let error = refused(&lab, &lab.a, &["restore", missing.to_str().expect("path")], 1);
     assert!(text(&error).contains("no-such-image"), "{error}");
+    as_before(&lab, &before);
     // The whole one is still good, and the pod takes up where it was.
     steps::json(&lab, &lab.a, &["restore", file.to_str().expect("path")], 0)
         .unwrap_or_else(|e| panic!("{e}"));
@@ -279,7 +312,8 @@ fn images_made_by_a_liar() {
         x ^= x << 17;
         (x >> 16) as usize % limit.max(1)
     };
-    let (mut refusals, rounds) = (0, if full() { 400 } else { 40 });
+    let (mut refusals, rounds) = (0, if full() { 400 } else { 60 });
+    let before = settled(&lab);
     for n in 0..rounds {
         let mut lie = good.clone();
         let records: Vec<usize> = (0..lie.len()).filter(|i| lie[*i].1.len() < 1 << 20).collect();
@@ -317,6 +351,11 @@ fn images_made_by_a_liar() {
         for pod in left.lines() {
             lab.a.ok(&["rm", "-f", pod]);
         }
+        if run.status.success() {
+            // Its program may have ended at once, of what it was made to believe.
+            lab.a.ok(&["rm", "-f", &name]);
+        }
+        as_before(&lab, &before);
     }
     println!("{refusals} of {rounds} were refused");
     assert!(refusals > 0);
@@ -337,6 +376,7 @@ fn told(lab: &Lab, n: usize, run: &Output) {
 fn a_full_disk_under_the_checkpoint() {
     let lab = Lab::new();
     start(&lab, "count", &["--net", "none"], &COUNT);
+    let before = settled(&lab);
     let place = lab.dir().join("small");
     std::fs::create_dir(&place).expect("directory");
     let dir = place.display();
@@ -357,6 +397,7 @@ fn a_full_disk_under_the_checkpoint() {
     let error = refused(&lab, &lab.a, &["checkpoint", "count", "-o", "/no/such/place/image"], 5);
     assert!(text(&error).contains("/no/such/place"), "{error}");
     runs(&lab, &lab.a, "count");
+    as_before(&lab, &before);
     let file = lab.dir().join("good");
     let path = file.to_str().expect("path");
     steps::json(&lab, &lab.a, &["checkpoint", "count", "-o", path], 0).unwrap_or_else(|e| panic!("{e}"));
@@ -368,6 +409,7 @@ fn a_traced_process() {
     start(&lab, "count", &["--net", "none"], &COUNT);
     let inspected = lab.a.json(&["inspect", "count"], 0);
     let pid = nix::unistd::Pid::from_raw(inspected["pid"].as_i64().expect("pid") as i32);
+    let before = settled(&lab);
     nix::sys::ptrace::seize(pid, nix::sys::ptrace::Options::empty()).expect("seize");
     for args in [
         &["move", "count", "hostb", "--mode", "warm"][..],
@@ -378,6 +420,7 @@ fn a_traced_process() {
         let blocker = &error["blockers"][0];
         assert!(blocker["pid"].is_number() && text(blocker).contains("trac"), "{error}");
     }
+    as_before(&lab, &before);
     // Let it go: a signal's stop is needed first.
     nix::sys::ptrace::interrupt(pid).expect("interrupt");
     nix::sys::wait::waitpid(pid, None).expect("stop");
@@ -432,6 +475,7 @@ fn descriptors_that_cannot_be_carried() {
         steps::run(&lab, &lab.a, &args, 0).unwrap_or_else(|e| panic!("{e}"));
         steps::run(&lab, &lab.a, &["wait", kind, "--for", "log:tick", "--timeout", "10s"], 0)
             .unwrap_or_else(|e| panic!("{e}"));
+        let before = settled(&lab);
         let out = lab.a.run(&["move", kind, "hostb", "--mode", "warm", "--json"]);
         if out.status.success() {
             println!("{kind}: carried");
@@ -442,6 +486,7 @@ fn descriptors_that_cannot_be_carried() {
             assert!(blocker["pid"].is_number() && blocker["fd"].is_number(), "{kind}: {error}");
             println!("{kind}: {}", blocker["message"]);
             runs(&lab, &lab.a, kind);
+            as_before(&lab, &before);
             refusals.push(kind);
         }
         steps::forget(&lab, kind).unwrap_or_else(|e| panic!("{e}"));
@@ -463,6 +508,7 @@ fn descriptors_that_cannot_be_carried() {
 fn without_root() {
     let lab = Lab::new();
     start(&lab, "count", &["--net", "none"], &COUNT);
+    let before = settled(&lab);
     // Where everybody may execute it.
     let dir =
         tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o755)).tempdir().expect("dir");
@@ -488,5 +534,19 @@ fn without_root() {
         let error = error_of(&lab, command, args, 1);
         assert!(text(&error).contains("root"), "{error}");
     }
+    // Nor may anybody act on the pods of root.
+    for args in [
+        &["move", "count", "hostb", "--mode", "warm"][..],
+        &["checkpoint", "count", "-o", "/tmp/x"],
+        &["stop", "count"],
+    ] {
+        let out = steps::bounded(nobody(args, &lab.a.root)).unwrap_or_else(|e| panic!("{e}"));
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(
+            !out.status.success() && said.contains("error") && !said.contains("os error"),
+            "{args:?}: {said}"
+        );
+    }
     runs(&lab, &lab.a, "count");
+    as_before(&lab, &before);
 }

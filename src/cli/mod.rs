@@ -13,6 +13,7 @@ pub mod table;
 pub mod verbs;
 
 use crate::base::{Failure, Kind};
+use crate::migrate::progress;
 use crate::pod::store::{Places, Store};
 use args::Cli;
 use clap::Parser;
@@ -55,7 +56,7 @@ fn bare_progress(typed: &[OsString]) -> Vec<OsString> {
 
 fn run(cli: Cli, passes: bool) -> i32 {
     let json = cli.json;
-    let result = log_to_stderr().and_then(|()| {
+    let result = log_to_stderr(carries_data(&cli.command)).and_then(|()| {
         let root = cli.root.as_deref().filter(|r| *r != Path::new(""));
         let places = Places::resolve(root);
         let store = Store::open(&places);
@@ -73,7 +74,7 @@ fn run(cli: Cli, passes: bool) -> i32 {
 }
 
 /// The exit code of a failure; a verb that passes a program's status has only three of its own.
-fn code(failure: &Failure, passes: bool) -> i32 {
+pub(in crate::cli) fn code(failure: &Failure, passes: bool) -> i32 {
     match failure.kind {
         Kind::CannotExecute | Kind::NoSuchCommand => failure.kind.code(),
         _ if passes => 125,
@@ -121,17 +122,35 @@ fn passes_status(typed: &[OsString]) -> bool {
     }
 }
 
+/// Whether standard error carries JSON for a script: then nothing else is written there unasked.
+fn carries_data(command: &args::Command) -> bool {
+    let form = match command {
+        args::Command::Move(m) => m.progress.as_deref(),
+        args::Command::Checkpoint(c) => c.progress.as_deref(),
+        _ => None,
+    };
+    form == Some("json")
+}
+
 /// Diagnostics on standard error, as `PODMIG_LOG` says (error, warn, info, debug, trace; or a filter).
-fn log_to_stderr() -> Result<(), Failure> {
+fn log_to_stderr(quiet: bool) -> Result<(), Failure> {
     use tracing_subscriber::EnvFilter;
     let level = std::env::var("PODMIG_LOG").unwrap_or_default();
-    let level = if level.is_empty() { "warn".to_owned() } else { level };
+    let level = match (level.is_empty(), quiet) {
+        (false, _) => level,
+        (true, false) => "warn".to_owned(),
+        (true, true) => "off".to_owned(),
+    };
     let filter = EnvFilter::try_new(&level).map_err(|_| {
         Failure::new(Kind::Usage, "PODMIG_LOG", "it is error, warn, info, debug, trace or a filter of those")
     })?;
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let made =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    // A line of progress may stand there.
+    let stderr = || {
+        progress::wipe();
+        std::io::stderr()
+    };
+    let made = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(colour);
     // A second call in one process (tests) keeps the first.
     let _ = made.try_init();
     Ok(())

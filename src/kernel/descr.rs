@@ -212,6 +212,15 @@ pub fn lock_ofd(fd: impl AsFd, exclusive: bool, start: u64, len: u64) -> Result<
     Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_SETLK, lock.as_ptr()) }).map(drop)
 }
 
+/// Whether a lock could be taken through another description of the same file now (`F_OFD_GETLK`): no description or
+/// process holds one in its way.
+pub fn lock_is_free(fd: impl AsFd, exclusive: bool, start: u64, len: u64) -> Result<bool, Errno> {
+    let mut lock = flock_struct(exclusive, start, len);
+    // SAFETY: `lock` is a whole struct flock; the kernel copies it in and out, alignment does not matter to it.
+    Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_GETLK, lock.as_mut_ptr()) })?;
+    Ok(lock[..2] == (libc::F_UNLCK as i16).to_ne_bytes())
+}
+
 /// Raises our own limit on descriptors towards `n`, as far as we may: the hard limit only with CAP_SYS_RESOURCE. What
 /// does not fit then fails with EMFILE.
 pub fn want_descriptors(n: u64) {
@@ -220,6 +229,18 @@ pub fn want_descriptors(n: u64) {
     if soft < n && setrlimit(Resource::RLIMIT_NOFILE, n, hard.max(n)).is_err() {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(n.max(soft)), hard);
     }
+}
+
+/// As [`want_descriptors`], and makes the table of descriptors that large now (as far as the limit lets it): in a process of
+/// several threads each doubling waits for an RCU grace period, some 10 ms (expand_fdtable in fs/file.c).
+pub fn make_room(n: u64) {
+    use nix::sys::resource::{Resource, getrlimit};
+    want_descriptors(n);
+    let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let Ok(file) = std::fs::File::open("/dev/null") else { return };
+    let last = i32::try_from(soft.min(n)).unwrap_or(i32::MAX) - 1;
+    // Nothing is lost when it fails but time.
+    drop(dup_from(&file, last));
 }
 
 /// `fcntl(F_SETOWN_EX)` with a process, `F_SETSIG` and O_ASYNC, to have something to carry.

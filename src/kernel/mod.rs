@@ -5,6 +5,7 @@ pub mod errno;
 pub mod features;
 pub use errno::errno_text;
 pub mod anon;
+pub mod bpf;
 pub mod cgroup;
 pub mod clone;
 pub mod conntrack;

@@ -98,11 +98,17 @@ pub struct Info {
     pub waiting: u32,
     /// Listening: backlog.
     pub backlog: u32,
+    /// Nothing waits to be sent or to be acknowledged; never said by kernels that do not tell (before 4.6).
+    pub all_acknowledged: bool,
+    /// Milliseconds since data came in.
+    pub received_ms: u32,
 }
 
 /// `TCP_INFO`.
 pub fn info(fd: impl AsFd) -> Result<Info, Errno> {
-    let b = sock::get(fd, TCP, libc::TCP_INFO, 104)?;
+    let mut b = [0u8; 148];
+    let len = sock::get_into(fd, TCP, libc::TCP_INFO, &mut b)?;
+    let b = &b[..len];
     let word = |at: usize| b.get(at..at + 4).map_or(0, |w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]]));
     let (Some(state), Some(options), Some(scales)) = (b.first(), b.get(5), b.get(6)) else {
         return Err(Errno::EBADMSG);
@@ -114,6 +120,9 @@ pub fn info(fd: impl AsFd) -> Result<Info, Errno> {
         wscale: (options & 4 != 0).then_some((scales & 15, scales >> 4)),
         waiting: word(24),
         backlog: word(28),
+        // tcpi_unacked counts segments, tcpi_notsent_bytes what was never sent.
+        all_acknowledged: len >= 148 && word(24) == 0 && word(144) == 0,
+        received_ms: word(52),
     })
 }
 

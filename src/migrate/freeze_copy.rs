@@ -1,6 +1,7 @@
 //! Stop-and-copy and commitment at the source: what happens between the last instruction here and the first there.
 //!
 //! Order, and why:
+//! 0. while the pod runs: look at its connections, whose options then need not be asked in the freeze;
 //! 1. hold and capture the link, so that no peer sees half a pod;
 //! 2. stop every thread, read what needs the thread itself (batches);
 //! 3. freeze the cgroup over the stops and let go of them: from here our death changes nothing, the pod stands still
@@ -24,15 +25,16 @@ use crate::base::{Decision, Failure, Kind};
 use crate::freeze::{self, PodTasks, StoppedPod};
 use crate::image::record::{NetFrame, Record};
 use crate::kernel::errno_text;
+use crate::kernel::sched::Haste;
 use crate::memory::Reader;
 use crate::memory::feed::Feed;
 use crate::memory::reader::all_content;
 use crate::net::{Capture, Engaged};
 use crate::pod::moving::{self, Stage};
-use crate::state::Tree;
 use crate::state::mm::MmId;
 use crate::state::mm::restore::Special;
-use crate::state::source::Source;
+use crate::state::source::{HostPids, Source};
+use crate::state::{PodState, Tree};
 use crate::wire::message::Message;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -77,23 +79,22 @@ impl Mover<'_> {
         sent: &Tree,
         mut pre: Option<&mut Precopy>,
     ) -> Result<Capture, Failure> {
-        if pre.is_none() {
-            let bytes_left = facts::resident(&self.cgroup);
-            self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
+        source.look_ahead();
+        let mut capture = self.capture(pre.is_none())?;
+        // With the memory copied ahead, little is left: no busy host may make it long. A long copy takes its turn.
+        let warm = pre.is_none();
+        if !warm {
+            self.sink.record(&Record::Frozen)?;
         }
-        let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
-        capture.start()?;
-        self.watch.lap("capture");
-        self.held = Some(Instant::now());
-        if let moving::Reply::Held { since_ns } = self.ask(moving::Request::Hold)? {
-            capture.since(Engaged { since: UNIX_EPOCH + Duration::from_nanos(since_ns) });
-        }
-        self.watch.lap("hold");
+        let mut haste = Haste::begin(true);
+        self.hold(&mut capture)?;
         self.frozen = Some(Instant::now());
         let (mut stopped, tree, pids) = self.stop(source)?;
         // No batch runs after this: from here our death changes nothing.
         stopped.freeze_cgroup()?;
-        self.ask(moving::Request::Frozen)?;
+        let moving::Reply::Frozen { input, input_ended } = self.ask(moving::Request::Frozen)? else {
+            return Err(Failure::new(Kind::Failed, self.name(), "its monitor answers something else"));
+        };
         self.watch.lap("freeze");
         let changed = tree != *sent;
         if changed {
@@ -101,7 +102,12 @@ impl Mover<'_> {
         }
         let feed = match &mut pre {
             Some(pre) => self.last_round(source, pre, &tree, &pids)?,
-            None => read_all(source, &tree, &pids)?,
+            None => {
+                drop(haste);
+                let feed = read_all(source, &tree, &pids)?;
+                haste = Haste::begin(true);
+                feed
+            }
         };
         self.watch.lap("scan");
         let client = &mut self.client;
@@ -111,7 +117,9 @@ impl Mover<'_> {
         // Before the outcome is looked at: a failure must not thaw the pod while its sockets are in repair; the
         // monitor gives back sockets, link and freezer in that order.
         stopped.leave_frozen()?;
-        let snapshot = collected?;
+        let mut snapshot = collected?;
+        snapshot.state.input.extend(input);
+        snapshot.state.input_ended = input_ended;
         self.report.connections.kept = snapshot.kept as u64;
         self.report.connections.lost = snapshot.lost as u64;
         self.report.warnings.extend(snapshot.warnings);
@@ -121,22 +129,58 @@ impl Mover<'_> {
             None if changed => self.built().map(|_| None)?,
             _ => None,
         };
-        self.send_pages(&feed, None)?;
-        if let Some(again) = again {
-            self.send_pages(&again, None)?;
+        if warm {
+            drop(haste);
         }
+        for feed in [Some(feed), again].into_iter().flatten() {
+            self.send_pages(&feed, None)?;
+        }
+        let _haste = Haste::begin(true);
         self.watch.lap("pages");
+        self.send_state(source, snapshot.state, (&tree, &pids))?;
+        Ok(capture)
+    }
+
+    /// Step 1, before the pod notices anything: frames for it are kept from here on.
+    fn capture(&mut self, warm: bool) -> Result<Capture, Failure> {
+        if warm {
+            let bytes_left = facts::resident(&self.cgroup);
+            self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
+        }
+        let capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
+        capture.start()?;
+        self.watch.lap("capture");
+        Ok(capture)
+    }
+
+    /// Step 1: the link is held.
+    fn hold(&mut self, capture: &mut Capture) -> Result<(), Failure> {
+        self.held = Some(Instant::now());
+        if let moving::Reply::Held { since_ns } = self.ask(moving::Request::Hold)? {
+            capture.since(Engaged { since: UNIX_EPOCH + Duration::from_nanos(since_ns) });
+        }
+        self.watch.lap("hold");
+        Ok(())
+    }
+
+    /// The last part of step 5; with `--verify` the hashes of all memory, too.
+    fn send_state(
+        &mut self,
+        source: &Source,
+        state: PodState,
+        (tree, pids): (&Tree, &HostPids),
+    ) -> Result<(), Failure> {
         // The monitor emptied the output pipes into the log when it was told of the freeze.
         let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
         self.sink.record(&Record::Log(log))?;
-        let masks = self.order.verify.then(|| verify::masks(&tree, &snapshot.state));
-        self.sink.record(&Record::State(Box::new(snapshot.state)))?;
+        let masks = self.order.verify.then(|| verify::masks(tree, &state));
+        self.sink.record(&Record::State(Box::new(state)))?;
         self.watch.lap("state");
         if let Some(masks) = masks {
-            self.digests = Some(verify::digests(&tree, &pids, &source.handles()?, &masks)?);
+            self.digests = Some(verify::digests(tree, pids, &source.handles()?, &masks)?);
             self.watch.lap("digest");
         }
-        Ok(capture)
+        Ok(())
     }
 
     /// Everything stopped, no thread inside a function of the kernel's vdso: another kernel's data would not fit what it
@@ -202,6 +246,7 @@ impl Mover<'_> {
     }
 
     fn commit_to_peer(&mut self, capture: &mut Capture) -> Result<(), Failure> {
+        let haste = Haste::begin(true);
         self.sink.channel()?.message(&Message::Seal)?;
         match self.sink.channel()?.expect(self.order.patience())? {
             Message::Prepared { stages } => self.report.add_stages(&stages),
@@ -232,6 +277,7 @@ impl Mover<'_> {
         self.report.frozen_us = us(self.frozen);
         self.report.downtime_us = us(self.held);
         self.watch.lap("activated");
+        drop(haste);
         // If the monitor was killed, its frozen copy must not stay.
         let settled = self.ask(moving::Request::Settle(decision)).or_else(|_| {
             resolve::settle(self.store, &self.pod.spec.id, decision).map(|()| moving::Reply::Done)
@@ -239,10 +285,6 @@ impl Mover<'_> {
         match decision {
             Decision::Committed => {
                 self.report.outcome = Outcome::Moved;
-                let slow = |s: &&super::report::Stage| s.name.starts_with("target.") && s.us >= 1_000_000;
-                for stage in self.report.stages.iter().filter(slow) {
-                    tracing::warn!(stage = stage.name, us = stage.us, "a slow stage at the target");
-                }
                 if let Err(e) = settled {
                     self.report.warnings.push(format!("the source could not be cleaned up: {}", e.message));
                 }

@@ -144,13 +144,17 @@ impl Mover<'_> {
         let mut strangers: Vec<MmId> = tree.mms.iter().map(|m| m.mm).collect();
         loop {
             self.watch_all(source, &mut pre, &strangers)?;
-            let (now, round, handles) = self.look(source, &mut pre, &tree)?;
+            let (now, round, handles, kept) = self.look(source, &mut pre, &tree)?;
             tree = now;
             strangers = round.unwatched.iter().copied().filter(|mm| !pre.whole.contains(mm)).collect();
             let left = round.bytes() + unwatched_bytes(source, &tree, &round);
             let late = self.is_late()?;
-            let next =
-                if pre.sent.is_empty() { Next::Again } else { rounds::next(&pre.sent, left, &self.limits()) };
+            // What the target has lost comes in the next round: how much is left is not known before.
+            let unsure = !kept && pre.sent.len() < ROUNDS as usize;
+            let next = match pre.sent.is_empty() || unsure {
+                true => Next::Again,
+                false => rounds::next(&pre.sent, left, &self.limits()),
+            };
             if late || next != Next::Again {
                 tracing::debug!("{} rounds, {left} bytes are left: {next:?}", pre.sent.len());
                 pre.tracker.give_back(&round.work);
@@ -217,19 +221,16 @@ impl Mover<'_> {
         Ok(())
     }
 
-    /// The pod as it is now: its tree, sent if it changed, and what was written.
+    /// The pod as it is now: its tree, sent if it changed, what was written, and whether the target has kept what it had.
     fn look(
         &mut self,
         source: &mut Source,
         pre: &mut Precopy,
         sent: &Tree,
-    ) -> Result<(Tree, Round, Handles), Failure> {
+    ) -> Result<(Tree, Round, Handles, bool), Failure> {
         let tree = source.prepare()?;
         let handles = source.handles()?;
-        if tree != *sent {
-            let kept = self.send_tree(&tree)?;
-            pre.kept(kept, &tree, &handles);
-        }
+        // At once: the older the list of mappings, the more of them are others by now.
         let round = if pre.tracker.way().needs_stop() {
             let view = source.view();
             let stopped = freeze::stop_all(&PodTasks { cgroup: view.cgroup.clone(), init: view.init })?;
@@ -239,8 +240,12 @@ impl Mover<'_> {
         } else {
             pre.round(source, &tree, &handles, false)?
         };
+        let kept = match tree == *sent {
+            true => true,
+            false => pre.kept(self.send_tree(&tree)?, &tree, &handles),
+        };
         self.watch.lap("look");
-        Ok((tree, round, handles))
+        Ok((tree, round, handles, kept))
     }
 
     /// Sends what a round found and waits until it is in place.

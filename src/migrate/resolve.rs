@@ -45,7 +45,7 @@ pub fn settle(store: &Store, id: &PodId, decision: Decision) -> Result<(), Failu
         return client.moving(moving::Request::Settle(decision)).map(|_| ());
     }
     // The host has restarted, or the monitor was killed: then its copy lies frozen, and nobody will ever thaw it.
-    crate::pod::monitor::sweep(store, &record)?;
+    crate::pod::monitor::sweep_dead(store, &record)?;
     let (status, moved_to) = match decision {
         Decision::Committed => (Status::Moved, record.moved_to.clone()),
         Decision::Aborted => (Status::Lost, None),

@@ -12,16 +12,17 @@ use super::order::{Destination, Order};
 use super::private;
 use super::progress::Progress;
 use super::report::{Outcome, Report, Stopwatch};
+use super::resolve;
 use super::sink::Sink;
 use super::verify::Digests;
-use crate::base::{Blocker, Failure, Kind, MoveId};
+use crate::base::{Blocker, Decision, Failure, Kind, MoveId};
 use crate::image::file::ImageWriter;
 use crate::image::record::{Manifest, Record};
 use crate::kernel::cgroup::{Cgroup, Freezer, Hierarchies};
 use crate::pod::client::Client;
 use crate::pod::moving::{self, Stage};
 use crate::pod::proto::Info;
-use crate::pod::store::{self, Store};
+use crate::pod::store::{self, Status, Store};
 use crate::policy::cpu::Level;
 use crate::state::source::{PodView, Source};
 use crate::wire::channel::Channel;
@@ -34,6 +35,10 @@ use std::time::{Duration, Instant};
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// How much of the log travels, bytes.
 pub(super) const LOG_TAIL: u64 = 64 << 10;
+
+/// How often what is in the way is looked at again, and how long after.
+const LOOKS: usize = 2;
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A mover at work.
 pub(super) struct Mover<'a> {
@@ -163,7 +168,9 @@ pub(super) fn greet(channel: &mut Channel, ours: &Hello) -> Result<(), Failure> 
 /// As [`greet`].
 pub(super) fn meet(channel: &mut Channel, ours: &Hello) -> Result<Box<Hello>, Failure> {
     // TLS 1.3: a caller whose key is unknown there learns of it only by the closed connection.
+    let ssh = channel.is_ssh();
     let turned_away = |e| match e {
+        crate::wire::Error::Lost { host, .. } if ssh => crate::wire::Error::Ssh { host },
         crate::wire::Error::Lost { host, .. } => crate::wire::Error::Untrusted {
             host,
             reason: "it closed the connection at once; it may not know this host's key".into(),
@@ -181,6 +188,24 @@ pub(super) fn meet(channel: &mut Channel, ours: &Hello) -> Result<Box<Hello>, Fa
         return Err(crate::wire::Error::Version { host, theirs: theirs.versions, ours: ours.versions }.into());
     }
     Ok(theirs)
+}
+
+/// What stands in the way of the pod. Its programs run on while they are looked at: what is in the way only because one
+/// of them was just about to start or end another is not there any more at the next look.
+fn settled_preflight(source: &mut Source) -> Result<Vec<Blocker>, Failure> {
+    let mut found = source.preflight()?;
+    for _ in 0..LOOKS {
+        if found.is_empty() {
+            break;
+        }
+        std::thread::sleep(LOOK);
+        let again = source.preflight()?;
+        found.retain(|b| again.contains(b));
+        if found.is_empty() {
+            found = again;
+        }
+    }
+    Ok(found)
 }
 
 /// The peer said something that does not fit here.
@@ -214,7 +239,7 @@ impl Mover<'_> {
 
     fn stages(&mut self, mut blockers: Vec<Blocker>) -> Result<(), Failure> {
         let mut source = Source::new(self.view())?;
-        blockers.extend(source.preflight()?);
+        blockers.extend(settled_preflight(&mut source)?);
         self.watch.lap("preflight");
         if !blockers.is_empty() {
             return Err(Failure::refused(self.name(), blockers));
@@ -318,17 +343,30 @@ impl Mover<'_> {
         let object = if failure.object.is_empty() { self.name() } else { failure.object };
         let mut failure = Failure { kind, object, ..failure };
         if let Err(trouble) = back {
-            failure.remedy = match crate::pod::monitor::sweep(self.store, &self.pod) {
-                Ok(()) => format!(
-                    "its monitor was killed meanwhile, and the pod with it: `podmig start {}`",
-                    self.name()
-                ),
+            failure.remedy = match self.without_monitor() {
+                Ok(Status::Exited) => "the pod has ended meanwhile".to_owned(),
+                Ok(_) => {
+                    let name = self.name();
+                    format!("its monitor was killed meanwhile, and the pod with it: `podmig start {name}`")
+                }
                 Err(_) => {
                     format!("{} (the pod's monitor did not confirm: {})", failure.remedy, trouble.message)
                 }
             };
         }
         failure
+    }
+
+    /// The monitor does not answer: removes what it left, if it is dead, and says what became of the pod.
+    fn without_monitor(&self) -> Result<Status, Failure> {
+        let id = &self.pod.spec.id;
+        crate::pod::monitor::sweep_dead(self.store, &self.pod)?;
+        let status = |store: &Store| Ok::<_, Failure>(store.get(id)?.map_or(Status::Lost, |r| r.status));
+        if status(self.store)? == Status::InDoubt {
+            // It died with the commit written down. No `Commit` was sent, so the target never had it.
+            resolve::settle(self.store, id, Decision::Aborted)?;
+        }
+        status(self.store)
     }
 
     fn close_report(&mut self) {

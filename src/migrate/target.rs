@@ -15,6 +15,7 @@ use crate::base::spec::Publish;
 use crate::base::{Blocker, Failure, Kind, MoveId};
 use crate::image::check;
 use crate::image::record::{Manifest, NetFrame};
+use crate::kernel::sched::Haste;
 use crate::memory::digest::Masks;
 use crate::memory::{Chunk, Filler, Run};
 use crate::net::{self, Frame, Replayer};
@@ -24,10 +25,13 @@ use crate::pod::moving::{self, Arrival};
 use crate::pod::store::{self, Record as PodRecord, Status, Store};
 use crate::pod::{init, launch};
 use crate::sandbox::space::Clocks;
+use crate::state::fd::restore as fds;
+use crate::state::fd::{FdEntry, FileKind, OpenFile, Port};
 use crate::state::mm::MmId;
 use crate::state::target::{Builder, Finished, Skeleton, TargetCtx};
 use crate::state::{PodState, Tree};
 use nix::time::{ClockId, clock_gettime};
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -86,6 +90,8 @@ pub struct Target<'s> {
     masks: Masks,
     frames: Vec<Frame>,
     log: Vec<u8>,
+    /// Since the pod stands still at the source.
+    haste: Option<Haste>,
     watch: Stopwatch,
     /// The monitor has the pod: nothing to take down.
     owned: bool,
@@ -102,6 +108,17 @@ pub struct Owned {
     replayer: Option<Replayer>,
 }
 
+/// A pod that runs here does not arrive here (a host may know itself by some name).
+fn absent(store: &Store, request: &Request) -> Result<(), Failure> {
+    match store.get(&request.manifest.spec.id)? {
+        Some(r) if matches!(r.status, Status::Running | Status::Paused) => {
+            let text = format!("it is here, on {}, already ({})", facts::hostname(), r.status);
+            Err(Failure::new(Kind::Refused, r.spec.name.as_str(), text).remedy("choose another host"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Takes name and id. An earlier attempt of the same pod whose mover died may still be being taken down: it is
 /// waited for.
 fn take_place(store: &Store, request: &Request) -> Result<PodRecord, Failure> {
@@ -110,6 +127,13 @@ fn take_place(store: &Store, request: &Request) -> Result<PodRecord, Failure> {
         match store.reserve_incoming(&request.spec(), request.manifest.generation + 1) {
             Err(store::Error::Here { status: Status::Incoming, .. }) if Instant::now() < until => {
                 std::thread::park_timeout(Duration::from_millis(5));
+            }
+            // Another pod's: for this one the name is simply taken.
+            Err(store::Error::Elsewhere { name, host, .. }) => {
+                let here = facts::hostname();
+                let text = format!("{here} keeps the name for a pod that has moved to {host}");
+                return Err(Failure::new(Kind::Taken, name.as_str(), text)
+                    .remedy(format!("`podmig rm {name}` there forgets that one")));
             }
             other => return Ok(other?),
         }
@@ -166,6 +190,7 @@ impl<'s> Target<'s> {
     /// As [`Target::could_take`], and what could not be made; nothing is left then.
     pub fn reserve(store: &'s Store, request: Request) -> Result<Self, Failure> {
         let watch = Stopwatch::start("target");
+        absent(store, &request)?;
         Self::could_take(&request)?;
         let record = take_place(store, &request)?;
         let (there, here) = (request.manifest.clocks, request.came);
@@ -190,6 +215,7 @@ impl<'s> Target<'s> {
             masks: Masks::new(),
             frames: Vec::new(),
             log: Vec::new(),
+            haste: None,
             watch,
             owned: false,
         };
@@ -267,11 +293,19 @@ impl<'s> Target<'s> {
         Ok(())
     }
 
+    /// The pod stands still at the source: nobody on this host goes before it.
+    pub fn hurry(&mut self) {
+        if self.haste.is_none() {
+            self.haste = Some(Haste::begin(true));
+        }
+    }
+
     /// Everything but memory: threads, descriptors, signals, timers, credentials, registers.
     ///
     /// # Errors
     /// State that does not fit the tree or cannot be set here.
     pub fn state(&mut self, state: PodState) -> Result<(), Failure> {
+        self.hurry();
         self.watch.lap("pages");
         let tree = self
             .tree
@@ -316,8 +350,13 @@ impl<'s> Target<'s> {
         self.watch.lap("detach");
         for some in self.finished.repaired.chunks(SOCKETS) {
             let fds: Vec<_> = some.iter().map(|s| s.fd.as_fd()).collect();
-            let how = some.iter().map(|s| (s.reuseaddr, s.push)).collect();
+            let how = some.iter().map(fds::Repaired::waking).collect();
             self.client.moving_with(moving::Request::Sockets(how), &fds)?;
+        }
+        for some in self.finished.late_locks.chunks(SOCKETS) {
+            let fds: Vec<_> = some.iter().map(|l| l.fd.as_fd()).collect();
+            let locks = some.iter().map(|l| (l.locks.clone(), l.of)).collect();
+            self.client.moving_with(moving::Request::Locks(locks), &fds)?;
         }
         let arrival = Arrival {
             cmd_pid,
@@ -328,10 +367,25 @@ impl<'s> Target<'s> {
             started: self.request.manifest.started.parse().ok(),
             log_tail: std::mem::take(&mut self.log),
             socket_files: std::mem::take(&mut self.finished.socket_files),
+            hang_up: self.sessions(&state),
+            input: state.input,
+            input_ended: state.input_ended,
         };
         self.client.moving(moving::Request::Prepared(arrival))?;
         self.watch.lap("prepare");
         Ok(self.watch.pairs())
+    }
+
+    /// Host pids of the process groups of `exec` sessions, whose streams ended with the source.
+    fn sessions(&self, state: &PodState) -> Vec<i32> {
+        let (Some(tree), Some(skeleton)) = (&self.tree, &self.skeleton) else { return Vec::new() };
+        let session = |file: &OpenFile| matches!(file.kind, FileKind::Port(Port::Session(_)));
+        let file = |fd: &FdEntry| state.files.get(fd.file.0 as usize).is_some_and(session);
+        let joined = |pid: i32| state.procs.iter().any(|p| p.pid == pid && p.fds.iter().any(file));
+        let leaders: HashSet<i32> =
+            tree.procs.iter().filter(|p| p.sid == p.pid && joined(p.pid)).map(|p| p.pid).collect();
+        let groups = tree.procs.iter().filter(|p| leaders.contains(&p.pgid));
+        groups.filter_map(|p| skeleton.pids.get(&MmId(p.pid)).copied()).collect()
     }
 
     /// Compares the source's hashes of all memory with those of what was built here.
@@ -361,6 +415,7 @@ impl<'s> Target<'s> {
             moving::Reply::Activated { stages } => stages,
             _ => Vec::new(),
         };
+        self.haste = None;
         self.owned = true;
         let record = self.store.get(&self.record.spec.id).ok().flatten();
         let record = record.unwrap_or_else(|| self.record.clone());
@@ -372,11 +427,23 @@ impl<'s> Target<'s> {
         (self.filler, self.skeleton) = (None, None);
         drop(self.builder.take());
         self.client.patience(TEAR_DOWN);
-        if let Err(refusal) = self.client.moving(moving::Request::GiveUp) {
-            // It is gone, or as good as: its pod with it.
-            tracing::debug!("giving up: {refusal}");
-            self.client.hang_up();
-            if let Err(left) = crate::pod::monitor::sweep(self.store, &self.record) {
+        let Err(refusal) = self.client.moving(moving::Request::GiveUp) else { return };
+        // The monitor is gone, or as good as: by itself, after it had removed everything, or killed.
+        tracing::debug!("giving up: {refusal}");
+        self.client.hang_up();
+        let until = Instant::now() + CLEARING;
+        let alive = || match self.store.get(&self.record.spec.id) {
+            Ok(Some(found)) if found.owner_alive() => Some(found.created == self.record.created),
+            _ => None,
+        };
+        // Killed just now, it is still there for a moment.
+        while alive() == Some(true) && Instant::now() < until {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        // What another attempt has made meanwhile is not ours.
+        if alive().is_none() {
+            let swept = crate::pod::monitor::sweep(self.store, &self.record);
+            if let Err(left) = swept.and_then(|()| Ok(self.store.give_back_dead(&self.record)?)) {
                 tracing::warn!("an arriving pod was not removed as a whole: {left}");
             }
         }

@@ -7,6 +7,7 @@ use super::target::{Came, Request, Target};
 use crate::base::{Decision, Failure, Kind, MoveId, PodId};
 use crate::image::check;
 use crate::image::record::Record;
+use crate::kernel::descr;
 use crate::pod::client::Client;
 use crate::pod::decisions::Decisions;
 use crate::pod::moving;
@@ -19,6 +20,9 @@ use std::time::{Duration, Instant};
 const SLOW: Duration = Duration::from_secs(1);
 /// How long a caller may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Descriptors there is room for from the start.
+const ROOM: u64 = 32 << 10;
 
 /// Serves one caller until it closes. What it asked for and could not have was told to it.
 pub fn serve(store: &Store, mut channel: Channel) -> Result<(), Failure> {
@@ -63,6 +67,7 @@ fn receive(
     request: Request,
     rehearsal: bool,
 ) -> Result<Option<Failure>, Failure> {
+    descr::make_room(ROOM);
     let mut target = Target::reserve(store, request)?;
     match converse(channel, &mut target, rehearsal) {
         Ok(true) => activate(store, channel, target),
@@ -139,7 +144,11 @@ pub(super) fn take_record(target: &mut Target<'_>, record: Record) -> Result<Opt
             target.log(log);
             Ok(None)
         }
-        Record::Frozen | Record::End { .. } => Ok(None),
+        Record::Frozen => {
+            target.hurry();
+            Ok(None)
+        }
+        Record::End { .. } => Ok(None),
         Record::Manifest(_) => Err(damaged(crate::image::Error::Damaged("a second manifest".into()))),
     }
 }

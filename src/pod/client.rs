@@ -109,6 +109,18 @@ impl Client {
         }
     }
 
+    /// Whose monitor it is.
+    pub(super) fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// The failure for whoever was joined to a pod that has moved away.
+    pub(super) fn elsewhere(&self) -> Failure {
+        let name = self.name.as_str();
+        Failure::new(Kind::Elsewhere, name, "the pod has moved to another host")
+            .remedy(format!("`podmig where {name}` says to which one"))
+    }
+
     /// The descriptor to poll for [`Client::next`].
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -52,4 +52,8 @@ pub struct PodState {
     pub boottime_ns: i64,
     /// CLOCK_REALTIME at the freeze, in nanoseconds.
     pub realtime_ns: i64,
+    /// What was written to the pod's standard input and not read by it yet.
+    pub input: Vec<u8>,
+    /// Nothing more will be written to it.
+    pub input_ended: bool,
 }

@@ -19,17 +19,19 @@ pub use stopped::Snapshot;
 use self::private::Private;
 use super::error::Error;
 use super::fd::Port;
-use super::fd::collect::FdContext;
+use super::fd::collect::table::Table;
+use super::fd::collect::{Ahead, FdContext, ProcView};
 use super::mm::MmId;
 use super::mm::collect::Known;
 use super::mm::files::FileTable;
 use super::object::ObjectId;
 use super::object::collect::ObjectTable;
-use super::task::collect::{Walls, walls};
+use super::task::collect::{Usual, Walls, walls};
 use crate::base::Blocker;
 use crate::kernel::cgroup::Freezer;
+use crate::kernel::descr;
 use crate::kernel::procfs::{Proc, Status};
-use crate::kernel::sched;
+use crate::kernel::status;
 use nix::sys::stat::SFlag;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -50,6 +52,9 @@ pub struct PodView {
     pub tracked: bool,
 }
 
+/// Descriptors there is room for when the pod is stopped.
+const ROOM: u64 = 32 << 10;
+
 /// A process for good: host pid and start time.
 type Who = (i32, u64);
 
@@ -59,8 +64,8 @@ pub struct Source {
     init: Arc<Proc>,
     /// Namespaces of init.
     walls: Walls,
-    /// CPUs init may run on.
-    wide: Vec<u64>,
+    /// How init is scheduled.
+    usual: Usual,
     files: FileTable,
     objects: ObjectTable,
     ipc: ipc::SystemV,
@@ -70,8 +75,12 @@ pub struct Source {
     alone: HashSet<Who>,
     /// File systems only the pod sees.
     private: Private,
+    /// Connections looked at while the pod ran.
+    ahead: Option<Ahead>,
     /// Between [`Source::tree`] and [`Source::collect`].
     read: Vec<stopped::Read>,
+    /// The same: all descriptors.
+    table: Option<Table>,
     last_pid: Option<i32>,
     /// Host pids as of the last look.
     hosts: HostPids,
@@ -85,21 +94,23 @@ impl Source {
     pub fn new(view: PodView) -> Result<Self, Error> {
         let init = Arc::new(Proc::open(view.init).map_err(Error::read(view.init, "/proc"))?);
         let walls = walls(&init, None)?;
-        let wide = sched::affinity(view.init).map_err(Error::read(view.init, "sched_getaffinity(2)"))?;
+        let usual = Usual::of(view.init)?;
         let private = Private::find(&init)?;
         let objects = ObjectTable::new(private.devices().clone())?;
         Ok(Self {
             ipc: ipc::SystemV::open(&init)?,
             view,
             walls,
-            wide,
+            usual,
             files: FileTable::new(Arc::clone(&init)),
             init,
             objects,
             known: HashMap::new(),
             alone: HashSet::new(),
             private,
+            ahead: None,
             read: Vec::new(),
+            table: None,
             last_pid: None,
             hosts: HostPids::new(),
             written: HashSet::new(),
@@ -145,6 +156,17 @@ impl Source {
             .collect()
     }
 
+    /// Looks at the connections of the running pod, shortly before it is stopped: what does not change until then need not
+    /// be asked while it stands still. Where that fails all of it is asked then.
+    pub fn look_ahead(&mut self) {
+        descr::make_room(ROOM);
+        let pids = self.view.cgroup.procs().unwrap_or_default();
+        let view = |pid: i32| Some(ProcView { host_pid: pid, pod_pid: status::of(pid).ok()?.pod_tgid() });
+        let views: Vec<ProcView> =
+            pids.into_iter().filter(|p| *p != self.view.init).filter_map(view).collect();
+        self.ahead = Ahead::look(&views, &self.fd_context()).ok().flatten();
+    }
+
     fn fd_context(&self) -> FdContext {
         let private = self.private.devices().clone();
         FdContext { init: self.view.init, ports: self.view.ports.clone(), private }
@@ -184,6 +206,28 @@ impl Source {
                 }
                 Ok(None) => {}
                 Err(e) => match e.blocker(pid, Some(fd)) {
+                    Some(b) => found.push(b),
+                    None => return Err(e.into()),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Source {
+    /// As [`Source::objects_by_descriptor`], from a table.
+    fn objects_of_table(&mut self, table: &Table, found: &mut Vec<Blocker>) -> Result<(), Error> {
+        for desc in &table.descs {
+            if desc.file_type() != libc::S_IFREG || !self.objects.is_object(&desc.st) {
+                continue;
+            }
+            match self.objects.claim_stat(&desc.magic_link(), &desc.st) {
+                Ok(Some(id)) if desc.writable() && !desc.is_path() => {
+                    self.written.insert(id);
+                }
+                Ok(_) => {}
+                Err(e) => match e.blocker(desc.pod_pid.unwrap_or(0), Some(desc.at.1)) {
                     Some(b) => found.push(b),
                     None => return Err(e.into()),
                 },

@@ -3,6 +3,7 @@
 use super::identity::{Fingerprint, Identity};
 use super::message::Message;
 use super::{Error, tls};
+use crate::base::{Failure, Kind};
 use crate::image::frame::{self, FrameKind};
 use crate::image::record::Record;
 use crate::kernel::sock;
@@ -11,11 +12,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a peer may take to answer a connect or a handshake.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long what was sent may stay unacknowledged (tcp(7), TCP_USER_TIMEOUT; by itself the kernel tries for a quarter of an
+/// hour, while a pod stands still).
+const CUT: Duration = Duration::from_secs(20);
 
 /// What came.
 #[derive(Debug)]
@@ -151,6 +157,11 @@ impl Channel {
         Self::new(transport, std::env::var("SSH_CLIENT").unwrap_or_else(|_| "ssh".into()))
     }
 
+    /// Whether the peer is reached over ssh.
+    pub fn is_ssh(&self) -> bool {
+        matches!(self.transport, Transport::Ssh { .. })
+    }
+
     fn lost(&self, source: crate::image::Error) -> Error {
         Error::Lost { host: self.peer.clone(), source }
     }
@@ -195,7 +206,8 @@ impl Channel {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let left =
-                PollTimeout::try_from(left.as_millis().min(1 << 30) as i32).unwrap_or(PollTimeout::MAX);
+                // Rounded up: else the last millisecond would be a busy one.
+                PollTimeout::try_from(left.as_micros().div_ceil(1000).min(1 << 30) as i32).unwrap_or(PollTimeout::MAX);
             let mut fds = [PollFd::new(self.transport.fd(), PollFlags::POLLIN)];
             match poll(&mut fds, left) {
                 Ok(n) => return Ok(n > 0),
@@ -245,7 +257,7 @@ impl Channel {
         }
         match self.next()? {
             Some(Incoming::Message(m)) => match *m {
-                Message::Refused(failure) => Err(Error::Refused(failure)),
+                Message::Refused(failure) => Err(Error::Refused(at(&host, failure))),
                 message => Ok(message),
             },
             Some(_) => Err(Error::Protocol { host, got: "data".into() }),
@@ -280,6 +292,14 @@ impl Drop for Channel {
     }
 }
 
+/// A failure as told here: what it names is at the peer's.
+fn at(host: &str, failure: Failure) -> Failure {
+    match failure.kind {
+        Kind::Failed => Failure { message: format!("on {host}: {}", failure.message), ..failure },
+        _ => failure,
+    }
+}
+
 /// Answers must not wait for more to say; a dead peer must be noticed within seconds, not hours.
 fn tune(socket: &TcpStream) {
     let _ = socket.set_nodelay(true);
@@ -287,6 +307,8 @@ fn tune(socket: &TcpStream) {
     let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::TcpKeepIdle, &2);
     let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::TcpKeepInterval, &1);
     let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::TcpKeepCount, &5);
+    let cut = u32::try_from(CUT.as_millis()).unwrap_or(u32::MAX);
+    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::TcpUserTimeout, &cut);
 }
 
 fn connect_tls(me: &Identity, host: &str, addr: &str, pinned: Fingerprint) -> Result<Channel, Error> {
@@ -326,6 +348,8 @@ fn connect_ssh(host: &str, target: &str, port: Option<u16>) -> Result<Channel, E
         ssh.args(["-p", &port.to_string()]);
     }
     ssh.args(["--", target, "podmig", "receive"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    // Not in our group: ctrl-C at the terminal is for us to understand, and must not cut a move that is committed.
+    ssh.process_group(0);
     let mut child = ssh.spawn().map_err(unreachable)?;
     let (Some(input), Some(output)) = (child.stdout.take(), child.stdin.take()) else {
         return Err(unreachable(io::Error::from(io::ErrorKind::BrokenPipe)));
@@ -368,8 +392,6 @@ mod tests {
         drop(client);
         assert!(server.next().unwrap().is_none());
     }
-
-    use crate::base::{Failure, Kind};
 
     #[test]
     fn an_unknown_caller_is_turned_away() {

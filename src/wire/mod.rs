@@ -25,6 +25,12 @@ pub enum Error {
         /// Cause.
         source: std::io::Error,
     },
+    /// ssh ended before podmig on the other side answered.
+    #[error("{host} cannot be reached: ssh ended before podmig answered there")]
+    Ssh {
+        /// Name of the host.
+        host: String,
+    },
     /// The peer shows another key than the one pinned, or does not know ours.
     #[error("{host} is not trusted, or does not trust this host: {reason}")]
     Untrusted {
@@ -101,6 +107,9 @@ impl From<Error> for Failure {
         match error {
             Error::Unreachable { host, .. } => Failure::new(Kind::Unreachable, host, message)
                 .remedy("see that `podmig agent` runs there and the address in `podmig host ls` is right"),
+            Error::Ssh { host } => Failure::new(Kind::Unreachable, host, message).remedy(
+                "see what ssh said, that it needs no password there, and that podmig is in root's PATH there",
+            ),
             Error::Untrusted { host, .. } => Failure::new(Kind::Unreachable, host, message)
                 .remedy("compare `podmig host id` on both hosts, then `podmig host add` each on the other"),
             Error::UnknownHost(host) => Failure::new(Kind::Unreachable, host, message)

@@ -1,6 +1,7 @@
 //! What a lab holds on this machine, to see that nothing is left of a pod.
 
 use super::lab::Lab;
+use super::until;
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -77,6 +78,63 @@ pub fn clean(lab: &Lab, id: &str, before: &Footprint) {
             return;
         }
         assert!(start.elapsed() < Duration::from_secs(5), "left behind:\n{}", left.join("\n"));
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Without workers that a lab's first look at its agents made, who may come late: they end by themselves.
+pub fn without_workers(mut all: Footprint) -> Footprint {
+    if let Some(processes) = all.get_mut("processes") {
+        processes.retain(|p| !p.contains("__serve"));
+    }
+    all
+}
+
+/// [`everything`], once the workers of the lab's first looks at the agents have ended.
+pub fn settled(lab: &Lab) -> Footprint {
+    let dir = lab.dir().to_str().expect("path").to_owned();
+    until(Duration::from_secs(20), "workers end", || {
+        let workers = |p: &String| p.contains("__serve");
+        (!processes(&dir, "").iter().any(workers)).then_some(())
+    });
+    without_workers(everything(lab))
+}
+
+/// Everything of podmig's that is there: processes, mounts, links, tables, routes, files, and the control groups of both stores.
+pub fn everything(lab: &Lab) -> Footprint {
+    let mut all = footprint(lab, "");
+    for host in [&lab.a, &lab.b] {
+        let places = podmig::pod::store::Places::resolve(Some(&host.root));
+        let any = super::podhost::spec("any", &["true"]);
+        let leaf = podmig::pod::monitor::group_of(&places, &any, None);
+        let ending = leaf.to_str().and_then(|l| l.rsplit('-').next()).expect("store").to_owned();
+        let out = Command::new("find")
+            .args(["/sys/fs/cgroup", "-type", "d", "-name", &format!("*-{ending}")])
+            .output()
+            .expect("find");
+        let groups = String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect();
+        all.insert(format!("{} groups", host.name), groups);
+    }
+    for names in all.values_mut() {
+        // A record on its way to the disk: it takes its name in a moment.
+        names.retain(|n| !n.contains("/.record.json."));
+        names.sort();
+    }
+    all
+}
+
+/// Nothing came, nothing went; a target may still be clearing away when the source has its answer.
+#[track_caller]
+pub fn as_before(lab: &Lab, before: &Footprint) {
+    let start = Instant::now();
+    loop {
+        let now = everything(lab);
+        if now == *before {
+            return;
+        }
+        let differ: Vec<_> = now.iter().filter(|(k, v)| before.get(*k) != Some(*v)).collect();
+        let were: Vec<_> = differ.iter().map(|(k, _)| before.get(*k)).collect();
+        assert!(start.elapsed() < Duration::from_secs(3), "not as before: {differ:#?}\nbut {were:#?}");
         std::thread::park_timeout(Duration::from_millis(10));
     }
 }

@@ -8,6 +8,7 @@ mod churn;
 mod creds;
 mod events;
 mod files;
+mod locks;
 mod mem;
 mod noeintr;
 mod pipes;
@@ -54,6 +55,7 @@ const KINDS: &[(&str, fn())] = &[
     ("creds", creds::run),
     ("events", events::run),
     ("files", files::run),
+    ("locks", locks::run),
     ("mem", mem::run),
     ("noeintr", noeintr::run),
     ("pipes", pipes::run),

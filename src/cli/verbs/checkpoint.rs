@@ -18,7 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(3600);
 /// Writes it; the report goes to standard output (with `-o -`: to standard error).
 pub fn run(ctx: &Context, r: CheckpointRequest) -> Result<i32, Failure> {
     privilege::root_for("checkpoint")?;
-    let (record, _) = reach::running(ctx, &r.pod)?;
+    let (record, _) = reach::movable(ctx, &r.pod)?;
     let me = Identity::load(&ctx.places.key())?;
     let to_stdout = r.output.is_none();
     let order = Order {

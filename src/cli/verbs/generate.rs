@@ -66,12 +66,13 @@ fn agent_unit(program: &str, root: &str) -> String {
 }
 
 /// The pod's monitor and processes are outside the unit's control group, so the unit holds only the two commands.
-/// Status 8 (the pod lives on another host) is a success: after a move the old host must not start it again.
+/// Status 8 (the pod lives on another host) is a success: after a move the old host must not start it again. So is 9: it
+/// runs already.
 fn pod_unit(program: &str, root: &str, name: &str) -> String {
     format!(
         "[Unit]\nDescription=pod {name}\nAfter=network-online.target\nWants=network-online.target\n\n[Service]\n\
          Type=oneshot\nRemainAfterExit=yes\nExecStart={program}{root} start {name}\nExecStop={program}{root} stop {name}\n\
-         SuccessExitStatus=8\n\n[Install]\nWantedBy=multi-user.target\n"
+         SuccessExitStatus=8 9\n\n[Install]\nWantedBy=multi-user.target\n"
     )
 }
 

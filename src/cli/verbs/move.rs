@@ -22,7 +22,7 @@ pub fn run(ctx: &Context, r: MoveRequest) -> Result<i32, Failure> {
         Asked::Cold => return Err(out::not_yet("move --mode cold")),
         Asked::PostCopy => return Err(out::not_yet("move --mode post-copy")),
     };
-    let (record, _) = reach::running(ctx, &r.pod)?;
+    let (record, _) = reach::movable(ctx, &r.pod)?;
     let host = host(ctx, &r.host)?;
     let me = Identity::load(&ctx.places.key())?;
     let order = Order {

@@ -1,6 +1,6 @@
 //! How verbs reach a pod: its record, its monitor, and what stands in the way.
 
-use crate::base::{Failure, Kind};
+use crate::base::{Blocker, Failure, Kind};
 use crate::cli::{Context, out, shape};
 use crate::kernel::pidfd::PidFd;
 use crate::pod::client::Client;
@@ -45,6 +45,23 @@ pub fn running(ctx: &Context, name: &str) -> Result<(Record, Client), Failure> {
             None => Err(f),
         },
     }
+}
+
+/// As [`running`], for what cannot be done to a paused pod: refused by name (4).
+pub fn movable(ctx: &Context, name: &str) -> Result<(Record, Client), Failure> {
+    let (record, client) = running(ctx, name)?;
+    if record.status != Status::Paused {
+        return Ok((record, client));
+    }
+    let blocker = Blocker {
+        kind: "paused".to_owned(),
+        pid: None,
+        fd: None,
+        path: None,
+        message: "the pod is paused, and would not be after it".to_owned(),
+        remedy: format!("`podmig resume {}` first", record.spec.name),
+    };
+    Err(Failure::refused(record.spec.name.as_str(), vec![blocker]))
 }
 
 /// For a pod whose monitor does not answer: it may be about to end. Waits for that, bounded; the record then, `None`

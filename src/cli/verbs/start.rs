@@ -4,12 +4,12 @@ use super::{reach, rm};
 use crate::base::spec::PodSpec;
 use crate::base::{Failure, Kind};
 use crate::cli::request::StartRequest;
-use crate::cli::{Context, out, privilege, shape};
+use crate::cli::{Context, code, out, privilege, shape};
 use crate::net;
 use crate::pod::define::{Caller, Wanted, read_file, resolve};
 use crate::pod::exec;
 use crate::pod::launch::{self, StartIo, Started};
-use crate::pod::store::{Error, Record};
+use crate::pod::store::{Error, Record, Status};
 use crate::policy::values::net_text;
 use std::path::Path;
 use std::time::Duration;
@@ -31,8 +31,20 @@ fn new(ctx: &Context, wanted: Wanted, file: Option<&Path>) -> Result<i32, Failur
         Some(file) => over(wanted, file, &caller)?,
         None => wanted,
     };
+    let fg = wanted.fg == Some(true);
+    match begin_new(ctx, wanted, &caller) {
+        // The file may have said `fg`, of which nobody knew before.
+        Err(f) if fg => {
+            out::failure(&f, ctx.json);
+            Ok(code(&f, true))
+        }
+        done => done,
+    }
+}
+
+fn begin_new(ctx: &Context, wanted: Wanted, caller: &Caller) -> Result<i32, Failure> {
     let (fg, replace) = (wanted.fg == Some(true), wanted.replace == Some(true));
-    let spec = resolve(wanted, &caller)?;
+    let spec = resolve(wanted, caller)?;
     privilege::root_for("start")?;
     if replace {
         make_way(ctx, &spec)?;
@@ -60,6 +72,11 @@ fn over(wanted: Wanted, file: &Path, caller: &Caller) -> Result<Wanted, Failure>
 fn again(ctx: &Context, pod: &str, fg: bool) -> Result<i32, Failure> {
     let record = reach::known(ctx, pod)?;
     privilege::root_for("start")?;
+    if matches!(record.status, Status::Running | Status::Paused) {
+        let text = format!("it is {} already", record.status);
+        return Err(Failure::new(Kind::Taken, record.spec.name.as_str(), text)
+            .remedy(format!("`podmig stop {pod}` ends it first")));
+    }
     let tty = record.spec.tty;
     begin(ctx, tty, fg, |io| launch::start_again(&ctx.store, &record.spec.id, io))
 }

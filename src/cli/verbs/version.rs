@@ -2,7 +2,9 @@
 
 use crate::base::Failure;
 use crate::cli::{Context, out, shape};
-use crate::pod::store;
+use crate::image::frame;
+use crate::pod::{proto, store};
+use crate::wire::hello;
 
 /// Prints them.
 pub fn run(ctx: &Context) -> Result<i32, Failure> {
@@ -13,6 +15,9 @@ pub fn run(ctx: &Context) -> Result<i32, Failure> {
             "version": version,
             "json": shape::SCHEMA,
             "record": store::SCHEMA,
+            "image": frame::VERSION,
+            "wire": hello::VERSION,
+            "monitor": (proto::OLDEST, proto::VERSION),
         }));
     } else {
         out::line(&format!("podmig {version}"));

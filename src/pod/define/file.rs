@@ -119,11 +119,21 @@ pub fn read_file(path: &Path, cwd: &str) -> Result<Wanted, Error> {
         .map_err(|e| Error::File { path: path.to_path_buf(), reason: crate::pod::store::plain(&e) })?;
     from_toml(&text, cwd).map_err(|e| match e {
         Error::Value { object, reason } => {
-            let reason = if object.is_empty() { reason } else { format!("{object}: {reason}") };
+            let line = line_of(&text, &object).map(|n| format!("line {n}: ")).unwrap_or_default();
+            let reason = if object.is_empty() { reason } else { format!("{line}{object}: {reason}") };
             Error::Content { path: path.to_path_buf(), reason }
         }
         other => other,
     })
+}
+
+/// The line of the key that `object` (`KEY = VALUE`) begins with.
+fn line_of(text: &str, object: &str) -> Option<usize> {
+    let key = object.split([' ', '=']).next().filter(|k| KEYS.contains(k))?;
+    let set = |line: &str| {
+        line.trim_start().strip_prefix(key).is_some_and(|l| l.trim_start().starts_with(['=', '.']))
+    };
+    text.lines().position(|l| set(l) || l.trim() == format!("[{key}]")).map(|n| n + 1)
 }
 
 /// The wishes in a definition file's text; relative directories are taken from `cwd`.

@@ -2,6 +2,7 @@
 
 use super::super::client::Client;
 use super::super::proto::Event;
+use super::super::store::Status;
 use super::caller_size;
 use super::screen::{Raw, Signals};
 use crate::base::Failure;
@@ -198,6 +199,8 @@ impl Relay {
 
     fn heard(&mut self) -> Result<(), Failure> {
         let status = match (self.client.next(None)?, self.end) {
+            // Of the command nothing more is heard here.
+            (Some(Event::State(Status::Moved)), End::Pod { .. }) => return Err(self.client.elsewhere()),
             (Some(Event::Ended { status }), End::Pod { .. }) => status,
             (Some(Event::SessionEnded { session, status }), End::Session(mine)) if session == mine => status,
             _ => return Ok(()),

@@ -80,6 +80,8 @@ impl Monitor {
     /// The pod has left for good: link first (a killed server behind a lifted hold would end its connections), then
     /// processes and namespaces. The record says so already.
     pub(in crate::pod) fn depart(&mut self) {
+        // Before their processes are killed here.
+        self.sessions_left();
         if let Some(link) = self.life.link.take() {
             match net::detach(&link) {
                 Ok(()) => super::sweep::forget_link(&self.store.places, &self.record.spec.id),

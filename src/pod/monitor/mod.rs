@@ -34,7 +34,7 @@ pub use incoming::Prepared;
 pub use run::main;
 pub(super) use run::{LAUNCH_FD, Launch, Mode};
 pub(super) use spawn::Started;
-pub use sweep::{kept_link, sweep};
+pub use sweep::{kept_link, sweep, sweep_dead};
 
 use super::proto::{Event, Message, PortAt};
 use super::store::{Record, Status, Store};
@@ -135,6 +135,22 @@ impl Monitor {
     /// output pipes are empty afterwards.
     pub fn drain_output(&mut self) {
         self.stdio.drain();
+    }
+
+    /// Lets nothing more into the pod's standard input until [`Monitor::let_input_in`]. Returns what came for it and did not
+    /// fit into its pipe, and whether its end has come.
+    pub(super) fn hold_input(&mut self) -> (Vec<u8>, bool) {
+        self.stdio.hold_input()
+    }
+
+    /// Lets input in again.
+    pub(super) fn let_input_in(&mut self) {
+        self.stdio.let_input_in();
+    }
+
+    /// Standard input as it was at another host.
+    pub(super) fn put_input(&mut self, bytes: &[u8], ended: bool) {
+        self.stdio.put_input(bytes, ended);
     }
 
     /// The pod's ends of new output channels, for a pod that arrives (the monitor keeps no copy of them).

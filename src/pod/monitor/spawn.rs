@@ -410,6 +410,12 @@ impl Monitor {
         }
     }
 
+    /// The pod leaves with all it runs: whoever waits for a command of `exec` hears that it was hung up.
+    pub(super) fn sessions_left(&mut self) {
+        let all: Vec<u32> = self.spawns.sessions.keys().copied().collect();
+        all.into_iter().for_each(|id| self.session_ended(id, libc::SIGHUP));
+    }
+
     /// pid 1 reaped a process.
     fn exited(&mut self, pid: i32, status: i32, childless: bool) {
         let order =

@@ -85,6 +85,8 @@ pub(super) struct Stdio {
     outputs: Vec<Output>,
     input: Sink,
     input_at: Option<PortAt>,
+    /// The pod is being handed over: what it has not read travels, so nothing is added to it.
+    input_held: bool,
     /// The inner side of the terminal of a pod started with `-t`, held so that it does not hang up between programs.
     terminal: Option<OwnedFd>,
     attached: BTreeMap<ConnId, Attached>,
@@ -110,6 +112,7 @@ impl Stdio {
             outputs: Vec::new(),
             input: Sink::default(),
             input_at: None,
+            input_held: false,
             terminal: None,
             attached: BTreeMap::new(),
             pod_ends: Vec::new(),
@@ -191,6 +194,27 @@ impl Stdio {
         Ok(())
     }
 
+    /// Lets nothing more into the pod's input. What waits for room in its pipe, and whether its end has come.
+    pub(super) fn hold_input(&mut self) -> (Vec<u8>, bool) {
+        self.input_held = true;
+        let ended = self.input_at.is_some() && (self.input.fd.is_none() || self.input.ending);
+        (self.input.waiting.clone(), ended)
+    }
+
+    /// Lets it in again.
+    pub(super) fn let_input_in(&mut self) {
+        self.input_held = false;
+        self.input.flush();
+    }
+
+    /// Input that came at another host.
+    pub(super) fn put_input(&mut self, bytes: &[u8], ended: bool) {
+        self.input.push(bytes);
+        if ended {
+            self.input.end();
+        }
+    }
+
     /// Forgets a caller.
     pub(super) fn detach(&mut self, conn: ConnId) {
         self.attached.remove(&conn);
@@ -222,11 +246,11 @@ impl Stdio {
                 set.push((o.fd.as_fd(), PollFlags::POLLIN, Token::Output(o.port)));
             }
         }
-        if let (Some(fd), false) = (&self.input.fd, self.input.waiting.is_empty()) {
+        if let (Some(fd), false) = (&self.input.fd, self.input.waiting.is_empty() || self.input_held) {
             set.push((fd.as_fd(), PollFlags::POLLOUT, Token::Input));
         }
         for (conn, a) in &self.attached {
-            if let (Some(fd), true) = (&a.stdin, self.input.waiting.len() < WAITING) {
+            if let (Some(fd), true) = (&a.stdin, self.input.waiting.len() < WAITING && !self.input_held) {
                 set.push((fd.as_fd(), PollFlags::POLLIN, Token::CallerInput(*conn)));
             }
             for (i, sink) in a.sinks.iter().enumerate() {
@@ -283,12 +307,15 @@ impl Stdio {
 
     /// The pod's input has room.
     pub(super) fn on_input(&mut self) {
+        if self.input_held {
+            return;
+        }
         self.input.flush();
     }
 
     /// A caller wrote, or ended its input.
     pub(super) fn on_caller_input(&mut self, conn: ConnId) {
-        let Some(a) = self.attached.get_mut(&conn) else { return };
+        let Some(a) = self.attached.get_mut(&conn).filter(|_| !self.input_held) else { return };
         let Some(fd) = &a.stdin else { return };
         let mut block = vec![0; BLOCK];
         match read(fd, &mut block) {

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 fn link_path(places: &Places, id: &PodId) -> PathBuf {
     places.dir(id).join("link.json")
@@ -74,6 +75,21 @@ pub fn sweep(store: &Store, record: &Record) -> Result<(), Failure> {
         _ => {}
     }
     first
+}
+
+/// How long a monitor that was killed may take to be gone.
+const DYING: Duration = Duration::from_secs(2);
+
+/// As [`sweep`], for a pod whose monitor no longer answers: it may still be dying.
+///
+/// # Errors
+/// As [`sweep`].
+pub fn sweep_dead(store: &Store, record: &Record) -> Result<(), Failure> {
+    let until = Instant::now() + DYING;
+    while record.owner_alive() && Instant::now() < until {
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    sweep(store, record)
 }
 
 fn sweep_group(store: &Store, record: &Record) -> Result<(), Failure> {

@@ -1,13 +1,14 @@
 //! The target's side: the record decides, and the monitor alone brings the pod to life.
 
-use super::{Arrival, Reply, Request};
+use super::{Arrival, Reply, Request, late_locks};
 use crate::base::{Decision, MoveId};
+use crate::kernel::sched::Haste;
 use crate::net::{Announcer, Frame, Hold, Replayer};
 use crate::pod::decisions::Decisions;
 use crate::pod::monitor::{ConnId, Monitor, Started};
 use crate::pod::store::Status;
 use crate::policy::handover::{Target, TargetAction, TargetEvent, target};
-use crate::state::fd::restore as fds;
+use crate::state::fd::restore::{self as fds, LateLock};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -20,13 +21,18 @@ pub struct Incoming {
     conn: Option<ConnId>,
     move_id: MoveId,
     deadline: Instant,
-    sockets: Vec<(OwnedFd, (bool, bool))>,
+    sockets: Vec<(OwnedFd, fds::Waking)>,
+    /// Still to be taken, and until when that is tried.
+    pub(super) locks: Vec<LateLock>,
+    pub(super) locks_until: Option<Instant>,
     arrival: Option<Arrival>,
     /// Its CMD, unless that is over.
     cmd: Option<Started>,
     frames: Vec<Frame>,
     /// Opened before the commit, dropped when there is time: both cost more than what they do.
     doors: Option<Doors>,
+    /// From the last preparations to the thaw.
+    haste: Option<Haste>,
     stages: Vec<(String, u64)>,
 }
 
@@ -49,6 +55,13 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request, fds: Vec<Ow
         Request::Sockets(reuse) if reuse.len() == fds.len() => {
             if let Some(incoming) = &mut monitor.moving.arrival {
                 incoming.sockets.extend(fds.into_iter().zip(reuse));
+            }
+            Ok(Reply::Done)
+        }
+        Request::Locks(locks) if locks.len() == fds.len() => {
+            if let Some(incoming) = &mut monitor.moving.arrival {
+                let lists = fds.into_iter().zip(locks);
+                incoming.locks.extend(lists.map(|(fd, (locks, of))| LateLock { fd, locks, of }));
             }
             Ok(Reply::Done)
         }
@@ -79,10 +92,13 @@ fn arrive(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, deadline_ms: u64
         move_id,
         deadline,
         sockets: Vec::new(),
+        locks: Vec::new(),
+        locks_until: None,
         arrival: None,
         cmd: None,
         frames: Vec::new(),
         doors: None,
+        haste: None,
         stages: Vec::new(),
     });
     monitor.wake_at(deadline);
@@ -109,9 +125,11 @@ fn prepared(monitor: &mut Monitor, arrival: Arrival) -> Result<Reply, String> {
             None
         }
     });
+    monitor.put_input(&arrival.input, arrival.input_ended);
     if let Some(incoming) = &mut monitor.moving.arrival {
         incoming.arrival = Some(arrival);
         incoming.cmd = cmd;
+        incoming.haste = Some(Haste::begin(false));
         incoming.doors = Some(Doors { hold, replayer, announcer });
     }
     match event(monitor, TargetEvent::Prepared)? {
@@ -242,10 +260,9 @@ fn activate(monitor: &mut Monitor) {
         open(monitor, doors);
     }
     lap(monitor, &mut incoming.stages, "link");
-    for (fd, (reuseaddr, push)) in incoming.sockets.drain(..) {
-        if let Err(e) = fds::activate(&fd, reuseaddr, push) {
-            monitor.complain(&format!("a connection could not be switched on: {e}"));
-        }
+    let sockets = std::mem::take(&mut incoming.sockets);
+    for e in fds::activate_all(&sockets) {
+        monitor.complain(&format!("a connection could not be switched on: {e}"));
     }
     if let Some(arrival) = &incoming.arrival {
         place_socket_files(monitor, arrival);
@@ -255,12 +272,18 @@ fn activate(monitor: &mut Monitor) {
         replayer.send(&incoming.frames);
     }
     lap(monitor, &mut incoming.stages, "replay");
+    if let Some(arrival) = &incoming.arrival {
+        hang_up(arrival);
+    }
     if let Some(pod) = &monitor.pod
         && let Err(e) = pod.cgroup.freezer().thaw()
     {
         monitor.complain(&format!("not thawed: {e}"));
     }
     lap(monitor, &mut incoming.stages, "thaw");
+    incoming.haste = None;
+    // Closed only now: each costs time.
+    drop(sockets);
     if let Some(arrival) = &incoming.arrival {
         monitor.settle_in(arrival, incoming.cmd.take());
     }
@@ -275,6 +298,13 @@ fn open(monitor: &Monitor, doors: &mut Doors) {
     }
     if let Some(Err(e)) = doors.announcer.take().map(Announcer::send_repeatedly) {
         monitor.complain(&format!("not announced: {e}"));
+    }
+}
+
+/// Commands of `exec` are told that their caller has gone. They stand still: no pid of them is anybody else's.
+fn hang_up(arrival: &Arrival) {
+    for pid in &arrival.hang_up {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGHUP);
     }
 }
 
@@ -317,7 +347,7 @@ pub fn tick(monitor: &mut Monitor) {
     let Some(incoming) = &mut monitor.moving.arrival else { return };
     if incoming.machine == Target::Owner {
         incoming.doors = None;
-        return;
+        return late_locks::tick(monitor);
     }
     if !matches!(incoming.machine, Target::Incoming | Target::Prepared) {
         return;

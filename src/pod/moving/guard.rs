@@ -6,9 +6,10 @@ use crate::base::MoveId;
 use crate::freeze::{self, PodTasks};
 use crate::kernel::clone;
 use crate::kernel::pidfd::PidFd;
+use crate::kernel::sched::Haste;
 use crate::net::Hold;
 use crate::pod::monitor::{ConnId, LivePod, Monitor};
-use crate::pod::store::{MoveMark, Status};
+use crate::pod::store::{MoveMark, Record, StagedRecord, Status};
 use crate::policy::handover::{Source, SourceAction, SourceEvent, source};
 use crate::state::inet::collect::{self as inet, RepairedSocket};
 use std::os::fd::AsFd;
@@ -32,6 +33,10 @@ pub struct Guard {
     repaired: Vec<RepairedSocket>,
     asking: Option<Child>,
     ask_at: Option<Instant>,
+    /// What the commit will write down, on disk already.
+    staged: Option<StagedRecord>,
+    /// From the hold on, until the mover is done.
+    haste: Option<Haste>,
     /// The mover's process.
     mover: Option<PidFd>,
     cancel: Option<Cancel>,
@@ -61,8 +66,12 @@ fn owns(monitor: &Monitor, conn: ConnId) -> bool {
 
 /// A request of a mover, or of the resolver (which only settles).
 pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
-    if matches!(request, Request::Hold) {
-        let reply = if owns(monitor, conn) { hold(monitor) } else { Err(STRANGER.to_owned()) };
+    if matches!(request, Request::Hold | Request::Frozen) {
+        let reply = match request {
+            _ if !owns(monitor, conn) => Err(STRANGER.to_owned()),
+            Request::Hold => hold(monitor),
+            _ => frozen(monitor),
+        };
         return monitor.answer_move(conn, reply.unwrap_or_else(Reply::Denied), Vec::new());
     }
     if matches!(request, Request::Cancel) {
@@ -71,6 +80,7 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
         }
         return;
     }
+    let repairing = matches!(request, Request::Repairing(_));
     let outcome = match request {
         Request::Begin { move_id, to } => begin(monitor, conn, move_id, to),
         Request::Settle(decision) => event(monitor, SourceEvent::Verdict(decision)).map(|_| ()),
@@ -87,7 +97,6 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
             }
             Ok(())
         }
-        Request::Frozen => frozen(monitor),
         // Cancelled in time: the mover is on its way out, or hears it now.
         Request::Commit if monitor.moving.guard.as_ref().is_some_and(|g| g.cancel.is_some()) => {
             let _ = event(monitor, SourceEvent::Abort);
@@ -107,6 +116,16 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request) {
     };
     let reply = outcome.map_or_else(Reply::Denied, |()| Reply::Done);
     monitor.answer_move(conn, reply, Vec::new());
+    if repairing {
+        stage(monitor);
+    }
+}
+
+/// While the mover reads sockets: the record of the commit is written, so that the commit is but a rename.
+fn stage(monitor: &mut Monitor) {
+    let Some(guard) = &mut monitor.moving.guard else { return };
+    // Should it fail, the commit writes it.
+    guard.staged = monitor.store.stage(&doubtful(&monitor.record, guard)).ok();
 }
 
 fn agreed(outcome: Result<bool, String>) -> Result<(), String> {
@@ -137,6 +156,8 @@ fn begin(monitor: &mut Monitor, conn: ConnId, move_id: MoveId, to: String) -> Re
         ask_at: None,
         mover: monitor.caller(conn),
         cancel: None,
+        staged: None,
+        haste: None,
     };
     monitor.moving.guard = Some(guard);
     monitor.set_stage(Some(Stage { to, ..Stage::named("pre-migration") }));
@@ -169,12 +190,13 @@ fn hold(monitor: &mut Monitor) -> Result<Reply, String> {
     let engaged = hold.engage().map_err(|e| e.to_string())?;
     if let Some(guard) = &mut monitor.moving.guard {
         guard.hold = Some(hold);
+        guard.haste = Some(Haste::begin(false));
     }
     let since = engaged.since.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Reply::Held { since_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) })
 }
 
-fn frozen(monitor: &mut Monitor) -> Result<(), String> {
+fn frozen(monitor: &mut Monitor) -> Result<Reply, String> {
     let Some(pod) = &monitor.pod else { return Err("it has no processes".to_owned()) };
     // Not on the mover's word: what follows rests on it.
     match pod.cgroup.freezer().is_frozen() {
@@ -182,7 +204,9 @@ fn frozen(monitor: &mut Monitor) -> Result<(), String> {
             monitor.hear_init()?;
             // What the pod wrote goes into the log, whose end travels.
             monitor.drain_output();
-            agreed(event(monitor, SourceEvent::Frozen))
+            agreed(event(monitor, SourceEvent::Frozen))?;
+            let (input, input_ended) = monitor.hold_input();
+            Ok(Reply::Frozen { input, input_ended })
         }
         Ok(false) => Err("its control group is not frozen".to_owned()),
         Err(e) => Err(e.to_string()),
@@ -232,16 +256,26 @@ fn wake(pod: &LivePod) -> Result<(), String> {
 /// Writes the commit to disk. If that fails nothing was committed: the machine goes back.
 fn journal(monitor: &mut Monitor) -> Result<(), String> {
     let Some(guard) = &mut monitor.moving.guard else { return Ok(()) };
-    let mut record = monitor.record.clone();
-    record.status = Status::InDoubt;
-    record.moved_to = Some(guard.to.clone());
-    record.moving = Some(MoveMark { move_id: guard.move_id.clone(), to: guard.to.clone() });
-    if let Err(e) = monitor.store.save(&record) {
+    let record = doubtful(&monitor.record, guard);
+    let saved = match guard.staged.take() {
+        Some(staged) if *staged.record() == record => staged.place(),
+        _ => monitor.store.save(&record),
+    };
+    if let Err(e) = saved {
         guard.machine = Source::Moving { frozen: true };
         return Err(format!("the commit could not be written down: {e}"));
     }
     monitor.record = record;
     Ok(())
+}
+
+/// The pod's record once the commit is written down.
+fn doubtful(record: &Record, guard: &Guard) -> Record {
+    let mut record = record.clone();
+    record.status = Status::InDoubt;
+    record.moved_to = Some(guard.to.clone());
+    record.moving = Some(MoveMark { move_id: guard.move_id.clone(), to: guard.to.clone() });
+    record
 }
 
 /// Sockets out of repair, hold lifted, then thaw: a program that ran on with its sockets in repair would write into
@@ -265,6 +299,7 @@ fn undo(monitor: &mut Monitor) {
         monitor.complain(&format!("not thawed: {e}"));
     }
     end_asking(&mut guard);
+    monitor.let_input_in();
     monitor.set_stage(None);
     for conn in guard.cancel.into_iter().flat_map(|c| c.waiting) {
         monitor.answer_move(conn, Reply::Done, Vec::new());
@@ -322,6 +357,7 @@ pub fn closed(monitor: &mut Monitor, conn: ConnId) {
         && guard.conn == Some(conn)
     {
         guard.conn = None;
+        guard.haste = None;
         let _ = event(monitor, SourceEvent::MoverGone);
     }
 }

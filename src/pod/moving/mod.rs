@@ -6,6 +6,7 @@
 
 mod arrival;
 mod guard;
+mod late_locks;
 
 pub use guard::CANCEL;
 
@@ -14,7 +15,8 @@ use super::monitor::{ConnId, Monitor};
 use super::proto;
 use crate::base::{Decision, Failure, Kind, MoveId};
 use crate::net::Frame;
-use crate::state::fd::restore::SocketFile;
+use crate::state::fd::restore::{SocketFile, Waking};
+use crate::state::file::FileLock;
 use crate::state::inet::collect::RepairedSocket;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -52,9 +54,11 @@ pub enum Request {
         /// The monitor gives up by itself after so many milliseconds.
         deadline_ms: u64,
     },
-    /// Target: sockets in repair (descriptors beside), to be switched on at activation, each with its SO_REUSEADDR and whether it
-    /// holds data never sent.
-    Sockets(Vec<(bool, bool)>),
+    /// Target: sockets in repair (descriptors beside), to be switched on at activation.
+    Sockets(Vec<Waking>),
+    /// Target: file locks (one list for each descriptor beside) that somebody still holds, the source's copy as a rule: to be
+    /// taken as soon as they are free. With the process they are to be taken in and the number there, or none.
+    Locks(Vec<LockList>),
     /// Target: every task lies detached in the frozen cgroup.
     Prepared(Arrival),
     /// Target: the source committed; frames to replay. Answered when the pod runs.
@@ -69,6 +73,9 @@ pub enum Request {
     /// Source, from anyone: end the move under way before its commit. Answered when everything was taken back.
     Cancel,
 }
+
+/// Locks, and the process (pid in the pod, descriptor) they belong to if they do.
+pub type LockList = (Vec<FileLock>, Option<(i32, i32)>);
 
 /// A move in progress, as `ps` shows it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
@@ -123,6 +130,12 @@ pub struct Arrival {
     pub log_tail: Vec<u8>,
     /// Files of unix sockets, to be brought to their places.
     pub socket_files: Vec<SocketFile>,
+    /// What it has not read of its standard input.
+    pub input: Vec<u8>,
+    /// Nothing more will come.
+    pub input_ended: bool,
+    /// Host pids of what `exec` runs: its callers stayed behind, as a lost terminal.
+    pub hang_up: Vec<i32>,
 }
 
 /// The monitor's answer.
@@ -134,6 +147,13 @@ pub enum Reply {
     Held {
         /// Nanoseconds since the epoch.
         since_ns: u64,
+    },
+    /// The pod stands still, and its standard input with it.
+    Frozen {
+        /// What came for it and did not fit into its pipe.
+        input: Vec<u8>,
+        /// Nothing more will come.
+        input_ended: bool,
     },
     /// No, and why.
     Denied(String),
@@ -186,6 +206,7 @@ pub fn handle(monitor: &mut Monitor, conn: ConnId, request: Request, fds: Vec<Ow
     match request {
         Request::Arrive { .. }
         | Request::Sockets(_)
+        | Request::Locks(_)
         | Request::Prepared(_)
         | Request::Own { .. }
         | Request::GiveUp
@@ -222,7 +243,7 @@ impl Client {
     pub fn moving_with(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, Failure> {
         let odd = |text: String| Failure::new(Kind::Failed, "the pod's monitor", text);
         match self.request(&proto::Request::Move(request), fds)?.0 {
-            proto::Reply::Move(Reply::Denied(reason)) => Err(odd(reason)),
+            proto::Reply::Move(Reply::Denied(reason)) => Err(Failure::new(Kind::Failed, self.name(), reason)),
             proto::Reply::Move(reply) => Ok(reply),
             proto::Reply::Failed(failure) => Err(failure),
             other => Err(odd(format!("an answer that does not fit: {other:?}"))),

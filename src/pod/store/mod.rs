@@ -114,6 +114,7 @@ impl From<Error> for Failure {
                 let f = Failure::new(Kind::Failed, path.display().to_string(), text);
                 match source.kind() {
                     io::ErrorKind::PermissionDenied => f.remedy("run as root, or give `--root DIR`"),
+                    io::ErrorKind::StorageFull => f.remedy("make room on that file system"),
                     _ => f,
                 }
             }
@@ -206,6 +207,23 @@ impl Store {
         let text = serde_json::to_vec_pretty(record)
             .map_err(|e| Error::Damaged { path: path.clone(), reason: e.to_string() })?;
         write_atomic(&path, &text).map_err(io_error("write", &path))
+    }
+
+    /// Writes a record to disk without giving it its place: [`StagedRecord::place`] does that, and little else.
+    pub fn stage(&self, record: &Record) -> Result<StagedRecord, Error> {
+        let path = self.places.record(&record.spec.id);
+        let text = serde_json::to_vec_pretty(record)
+            .map_err(|e| Error::Damaged { path: path.clone(), reason: e.to_string() })?;
+        let temp = path.with_file_name(format!(".staged.{}", std::process::id()));
+        let staged = StagedRecord { record: record.clone(), path, temp };
+        let written = || {
+            let mut file =
+                OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&staged.temp)?;
+            file.write_all(&text)?;
+            file.sync_all()
+        };
+        written().map_err(io_error("write", &staged.temp))?;
+        Ok(staged)
     }
 
     /// As [`Store::save`], without waiting for the disk: a reader sees the old or the new one, a power cut may leave
@@ -305,6 +323,17 @@ impl Store {
         }
     }
 
+    /// As [`Store::give_back`], for a reservation for an arriving pod whose monitor is dead, unless it is void already.
+    pub fn give_back_dead(&self, record: &Record) -> Result<(), Error> {
+        let _lock = self.lock_names()?;
+        match self.read(&record.spec.id)? {
+            Some(found) if found.status == Status::Incoming && found.created == record.created => {
+                self.give_back(&found)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the record of a pod, and so frees its name; what else there is of it stays until [`Store::remove`].
     pub fn forget(&self, id: &PodId) -> Result<(), Error> {
         let record = self.places.record(id);
@@ -375,6 +404,36 @@ fn gone(r: io::Result<()>) -> io::Result<()> {
     match r {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+/// A record on disk under another name (see [`Store::stage`]), gone when dropped.
+#[derive(Debug)]
+pub struct StagedRecord {
+    record: Record,
+    path: PathBuf,
+    temp: PathBuf,
+}
+
+impl StagedRecord {
+    /// What it says.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Makes it the pod's record, safe from a power cut.
+    pub fn place(self) -> Result<(), Error> {
+        let placed = || {
+            fs::rename(&self.temp, &self.path)?;
+            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        };
+        placed().map_err(io_error("write", &self.path))
+    }
+}
+
+impl Drop for StagedRecord {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.temp);
     }
 }
 

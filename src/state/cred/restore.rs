@@ -11,6 +11,9 @@ const PR_SET_NO_NEW_PRIVS: u64 = libc::PR_SET_NO_NEW_PRIVS as u64;
 /// `SECBIT_NO_SETUID_FIXUP`: changes of uid leave the capabilities alone.
 const NO_SETUID_FIXUP: u64 = 1 << 2;
 const CAP_SETPCAP: u64 = 1 << 8;
+/// `SECCOMP_FILTER_FLAG_TSYNC`, and `…_TSYNC_ESRCH`: a thread that cannot take it is an error (seccomp(2)).
+const TSYNC: u64 = 1;
+const TSYNC_ESRCH: u64 = 1 << 4;
 const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// What the thread has before: what init has, from which every skeleton stems.
@@ -41,9 +44,32 @@ pub fn beyond(c: &Cred, before: Before) -> Vec<String> {
     missing
 }
 
+/// Who puts the pod's filter on a thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Filter {
+    /// It does so itself.
+    Own,
+    /// It does so for every thread of its process (SECCOMP_FILTER_FLAG_TSYNC): none of them has a filter yet.
+    ForAll,
+    /// Another thread does.
+    Another,
+}
+
+/// Takes capabilities out of the bounding set of the calling thread and those it will make.
+pub fn bound(s: &mut Script, before: Before, bounding: u64) {
+    for cap in bits(before.bounding & !bounding) {
+        s.must(
+            "prctl(PR_CAPBSET_DROP)",
+            About::Number(cap as i64),
+            libc::SYS_prctl,
+            &[PR_CAPBSET_DROP.into(), cap.into()],
+        );
+    }
+}
+
 /// The calls that give a thread its credentials. It must still have CAP_SETUID, SETGID, SETPCAP and SYS_ADMIN;
 /// filters do not run yet (PTRACE_O_SUSPEND_SECCOMP). Afterwards `pdeath_signal` and `dumpable` are reset.
-pub fn calls(s: &mut Script, c: &Cred, before: Before) {
+pub fn calls(s: &mut Script, c: &Cred, before: Before, by: Filter) {
     if c.no_new_privs {
         s.must(
             "prctl(PR_SET_NO_NEW_PRIVS)",
@@ -52,8 +78,8 @@ pub fn calls(s: &mut Script, c: &Cred, before: Before) {
             &[PR_SET_NO_NEW_PRIVS.into(), 1u64.into()],
         );
     }
-    if c.seccomp == Seccomp::PodProfile {
-        filter(s);
+    if c.seccomp == Seccomp::PodProfile && by != Filter::Another {
+        filter(s, by == Filter::ForAll);
     }
     let groups: Vec<u8> = c.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     let list = s.data(&groups);
@@ -65,14 +91,7 @@ pub fn calls(s: &mut Script, c: &Cred, before: Before) {
     let [r, e, v, f] = c.uids;
     s.must("setresuid", About::Number(r.into()), libc::SYS_setresuid, &[r.into(), e.into(), v.into()]);
     s.must("setfsuid", About::Number(f.into()), libc::SYS_setfsuid, &[f.into()]);
-    for cap in bits(before.bounding & !c.cap_bnd) {
-        s.must(
-            "prctl(PR_CAPBSET_DROP)",
-            About::Number(cap as i64),
-            libc::SYS_prctl,
-            &[PR_CAPBSET_DROP.into(), cap.into()],
-        );
-    }
+    bound(s, before, c.cap_bnd);
     // Ambient capabilities and securebits want SETPCAP, so it is the last to go.
     capset(
         s,
@@ -121,7 +140,8 @@ fn capset(s: &mut Script, eff: u64, prm: u64, inh: u64) {
     s.must("capset", About::Nothing, libc::SYS_capset, &[header.into(), sets.into()]);
 }
 
-fn filter(s: &mut Script) {
+fn filter(s: &mut Script, for_all: bool) {
+    let flags = if for_all { TSYNC | TSYNC_ESRCH } else { 0 };
     let program = seccomp::bytes();
     let mut fprog = ((program.len() / 8) as u64).to_le_bytes().to_vec();
     fprog.extend([0; 8]);
@@ -131,6 +151,6 @@ fn filter(s: &mut Script) {
         "seccomp(SECCOMP_SET_MODE_FILTER)",
         About::Nothing,
         libc::SYS_seccomp,
-        &[u64::from(libc::SECCOMP_SET_MODE_FILTER).into(), 0u64.into(), fprog.into()],
+        &[u64::from(libc::SECCOMP_SET_MODE_FILTER).into(), flags.into(), fprog.into()],
     );
 }

@@ -5,8 +5,8 @@ mod check;
 mod sockets;
 pub(crate) mod table;
 
-pub use crate::state::inet::collect::{RepairedSocket, unrepair};
-pub(crate) use check::{Class, class};
+pub use crate::state::inet::collect::{Ahead, RepairedSocket, unrepair};
+pub(crate) use check::{Class, class, not_in_way};
 pub(crate) use sockets::{Sockets, same_netns_cookie};
 
 use super::error::Error;
@@ -84,7 +84,11 @@ pub struct Scan<'a> {
 impl<'a> Scan<'a> {
     /// Reads the tables. `Error::Blocked` lists what cannot be carried.
     pub fn new(procs: &[ProcView], ctx: &'a FdContext) -> Result<Self, Error> {
-        let mut table = Table::read(procs, false)?;
+        Self::of(Table::read(procs, false)?, ctx)
+    }
+
+    /// The same with a table read already, since the stop.
+    pub(crate) fn of(mut table: Table, ctx: &'a FdContext) -> Result<Self, Error> {
         let mut sockets = Sockets::look(ctx, &table)?;
         check::classes(&table)?;
         let mut queues = unix::collect::Queues::default();

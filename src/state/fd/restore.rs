@@ -4,9 +4,9 @@
 mod inside;
 mod validate;
 
-pub use crate::state::inet::restore::{Repaired, activate};
+pub use crate::state::inet::restore::{Repaired, Waking, activate, activate_all};
 pub use crate::state::unix::restore::{SocketFile, discard, place};
-pub use inside::{Inside, Pending, ProcessFds};
+pub use inside::{Inside, LateInside, Pending, ProcessFds};
 pub use validate::validate;
 
 use super::error::Error;
@@ -14,6 +14,7 @@ use super::{FileId, FileKind, OpenFile, Port};
 use crate::base::Blocker;
 use crate::kernel::descr;
 use crate::kernel::rawip::Injector;
+use crate::remote::Batch;
 use crate::state::event::TimerFd;
 use crate::state::file::FileLock;
 use crate::state::inet::{TcpSocket, TcpState};
@@ -44,10 +45,26 @@ pub struct LateLock {
     pub fd: OwnedFd,
     /// The locks to take as soon as they are free.
     pub locks: Vec<FileLock>,
+    /// POSIX locks are a process's, and taken in it: its pid in the pod, the descriptor's number there.
+    pub of: Option<(i32, i32)>,
 }
 
 impl LateLock {
-    /// Tries again; true when all are held.
+    /// Whether nobody is in the way of the POSIX locks any more.
+    pub fn is_free(&self) -> bool {
+        self.locks.iter().all(|l| descr::lock_is_free(&self.fd, l.exclusive, l.start, l.len).unwrap_or(false))
+    }
+
+    /// Appends the calls that take the POSIX locks to a batch that runs in their process.
+    pub fn take_inside(&self, batch: &mut Batch) {
+        let Some((_, number)) = self.of else { return };
+        for l in &self.locks {
+            let data = batch.data(&descr::flock_struct(l.exclusive, l.start, l.len));
+            batch.call(libc::SYS_fcntl, &[number.into(), libc::F_SETLK.into(), data.into()]);
+        }
+    }
+
+    /// Tries those of the description again; true when all are held.
     pub fn retry(&mut self) -> Result<bool, Error> {
         self.locks = file::restore::lock(&self.fd, &self.locks)
             .map_err(Error::restore("taking a file lock", || "a file of the pod".into()))?;
@@ -161,6 +178,12 @@ impl<'a> Hands<'a> {
             FileKind::Epoll(_) => {
                 descr::epoll().map_err(Error::restore("epoll_create1(2)", || "an epoll set".into()))?
             }
+            // Whoever it was joined to is not here: as if he had gone.
+            FileKind::Port(Port::Session(_)) => {
+                let (r, w) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+                    .map_err(Error::restore("pipe2(2)", || "a session's stream".into()))?;
+                if f.flags & libc::O_ACCMODE == libc::O_RDONLY { r } else { w }
+            }
             FileKind::Port(port) => {
                 let fd = self.ctx.ports.get(port);
                 let fd = fd.ok_or_else(|| Error::image(id, format!("port {port:?} is not given")))?;
@@ -247,7 +270,13 @@ impl<'a> Hands<'a> {
             _ => &[],
         };
         // Files were opened with their flags; what was made otherwise gets them now. O_ASYNC waits for its owner.
-        if !matches!(f.kind, FileKind::Path(_) | FileKind::Object { .. }) || f.flags & libc::O_ASYNC != 0 {
+        let opened = match &f.kind {
+            FileKind::Path(_) | FileKind::Object { .. } => f.flags & libc::O_ASYNC == 0,
+            // Sockets are made so, and most programs want them so.
+            FileKind::Tcp(_) => f.flags == libc::O_RDWR | libc::O_NONBLOCK,
+            _ => false,
+        };
+        if !opened {
             descr::set_flags(fd, f.flags & !libc::O_ASYNC)
                 .map_err(Error::restore("fcntl(2) F_SETFL", what))?;
         }
@@ -255,7 +284,7 @@ impl<'a> Hands<'a> {
             let late = file::restore::lock(fd, locks).map_err(Error::restore("taking a file lock", what))?;
             if !late.is_empty() {
                 let fd = fd.try_clone().map_err(|_| Error::restore("dup(2)", what)(Errno::EMFILE))?;
-                self.made.late_locks.push(LateLock { fd, locks: late });
+                self.made.late_locks.push(LateLock { fd, locks: late, of: None });
             }
         }
         Ok(())

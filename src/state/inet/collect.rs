@@ -1,9 +1,12 @@
 //! TCP and UDP sockets read through borrowed descriptors: connections in repair, so that nothing moves while their
 //! queues are peeked; datagrams peeked from an offset that is put back.
 
+mod ahead;
 mod tcp;
 mod udp;
 
+pub use ahead::Ahead;
+pub(crate) use ahead::Known;
 pub(crate) use tcp::{Read, tcp_all};
 pub(crate) use udp::udp;
 
@@ -48,9 +51,8 @@ pub(crate) fn check(desc: &Desc, fd: impl AsFd) -> Option<Blocker> {
         let text = "an eBPF filter on a socket cannot be carried".to_owned();
         return block("bpf", text, "detach the filter, or use a classic one");
     }
-    if descr::poll_for(fd, libc::POLLPRI, 0).is_ok_and(|now| now & libc::POLLPRI != 0) {
-        let text = "an out-of-band byte (MSG_OOB) waits to be read, which cannot be carried".to_owned();
-        return block("urgent-data", text, "try again in a moment");
+    if let Some(found) = urgent(desc, fd) {
+        return Some(found);
     }
     if let Ok(ulp) = sock::get(fd, libc::IPPROTO_TCP, libc::TCP_ULP, 16)
         && let name = String::from_utf8_lossy(&ulp).trim_end_matches('\0').to_owned()
@@ -59,6 +61,19 @@ pub(crate) fn check(desc: &Desc, fd: impl AsFd) -> Option<Blocker> {
         return block("ktls", format!("the kernel runs {name} on this connection"), "turn kernel TLS off");
     }
     None
+}
+
+/// An out-of-band byte that waits.
+pub(crate) fn urgent(desc: &Desc, fd: impl AsFd) -> Option<Blocker> {
+    let waits = descr::poll_for(fd, libc::POLLPRI, 0).is_ok_and(|now| now & libc::POLLPRI != 0);
+    waits.then(|| Blocker {
+        kind: "urgent-data".into(),
+        pid: desc.pod_pid,
+        fd: desc.pod_pid.map(|_| desc.at.1),
+        path: None,
+        message: "an out-of-band byte (MSG_OOB) waits to be read, which cannot be carried".to_owned(),
+        remedy: "try again in a moment".into(),
+    })
 }
 
 /// Whether a connection in this state has queues and sequence numbers to carry.
@@ -87,10 +102,15 @@ pub(crate) fn to_repair(table: &Table) -> Result<Vec<RepairedSocket>, Error> {
         if !is_linked(info.state) {
             continue;
         }
-        let reuse = sock::get_i32(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR);
-        let reuse = reuse.map_err(Error::fd("getsockopt(2) SO_REUSEADDR", desc.at))?;
-        // A socket left in repair by an attempt that died reads 2, and its own value is lost: servers set it.
-        found.push(RepairedSocket { file: id.0, host_pid: desc.at.0, fd: desc.at.1, reuseaddr: reuse != 0 });
+        let reuseaddr = match table.known(id) {
+            Some(known) => known.reuseaddr,
+            // A socket left in repair by an attempt that died reads 2, and its own value is lost: servers set it.
+            None => {
+                let reuse = sock::get_i32(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR);
+                reuse.map_err(Error::fd("getsockopt(2) SO_REUSEADDR", desc.at))? != 0
+            }
+        };
+        found.push(RepairedSocket { file: id.0, host_pid: desc.at.0, fd: desc.at.1, reuseaddr });
     }
     Ok(found)
 }

@@ -48,6 +48,8 @@ pub struct TcpLink {
     pub timestamp: u32,
     /// `TCP_REPAIR_WINDOW`: snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup.
     pub window: [u32; 5],
+    /// Both ends know all there is to know: repair may end without a word.
+    pub quiet: bool,
 }
 
 /// How a connection that is over ended.

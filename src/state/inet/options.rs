@@ -4,7 +4,7 @@
 use super::SockOpt;
 use crate::kernel::sock;
 use nix::errno::Errno;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Families of sockets, as far as options go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -164,6 +164,14 @@ const BEFORE: &[(i32, i32)] = &[
     (TCP, libc::TCP_SAVE_SYN),
 ];
 
+/// Changed by the kernel itself on a connection.
+pub(crate) const VOLATILE: &[(i32, i32)] = &[
+    (SOL, libc::SO_SNDBUF),
+    (SOL, libc::SO_RCVBUF),
+    (TCP, libc::TCP_WINDOW_CLAMP),
+    (TCP, libc::TCP_QUICKACK),
+];
+
 fn tables(family: Family) -> impl Iterator<Item = &'static Row> {
     let (inet, own, v6): (&[Row], &[Row], &[Row]) = match family {
         Family::Unix => (UNIX, &[], &[]),
@@ -204,19 +212,8 @@ pub(crate) fn read(
 ) -> Vec<SockOpt> {
     let fd = fd.as_fd();
     let mut all = Vec::new();
-    let mut buf = [0u8; 16];
-    for (level, name, default) in tables(family) {
-        if connected && BEFORE.contains(&(*level, *name)) {
-            continue;
-        }
-        let max = size(*default);
-        // Options a kernel does not have are at their default.
-        if let Ok(n) = sock::get_into(fd, *level, *name, &mut buf[..max])
-            && !is_default(&buf[..n], *default)
-        {
-            all.push(SockOpt { level: *level, name: *name, value: buf[..n].to_vec() });
-        }
-    }
+    let rows = tables(family).filter(|r| !connected || !BEFORE.contains(&(r.0, r.1)));
+    read_rows(fd, rows, &mut all);
     match sock::filter_len(fd) {
         Ok(0) | Err(Errno::ENOPROTOOPT) => {}
         Ok(n) => match sock::filter(fd, n) {
@@ -226,6 +223,25 @@ pub(crate) fn read(
         Err(e) => warnings.push(format!("fd {} of host pid {}: its filter: {e}", at.1, at.0)),
     }
     all
+}
+
+/// The [`VOLATILE`] ones of a connection, added to the others.
+pub(crate) fn read_volatile(fd: impl AsFd, v6: bool, all: &mut Vec<SockOpt>) {
+    let rows = tables(Family::Tcp(v6)).filter(|r| VOLATILE.contains(&(r.0, r.1)));
+    read_rows(fd.as_fd(), rows, all);
+}
+
+fn read_rows(fd: BorrowedFd<'_>, rows: impl Iterator<Item = &'static Row>, all: &mut Vec<SockOpt>) {
+    let mut buf = [0u8; 16];
+    for (level, name, default) in rows {
+        let max = size(*default);
+        // Options a kernel does not have are at their default.
+        if let Ok(n) = sock::get_into(fd, *level, *name, &mut buf[..max])
+            && !is_default(&buf[..n], *default)
+        {
+            all.push(SockOpt { level: *level, name: *name, value: buf[..n].to_vec() });
+        }
+    }
 }
 
 /// Whether an option of an image may be set on a socket of this family, by name and size.

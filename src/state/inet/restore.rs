@@ -10,6 +10,7 @@ pub(crate) use udp::udp;
 use super::{SockOpt, options};
 use crate::kernel::{sock, tcp_repair};
 use crate::state::fd::error::Error;
+use crate::state::fd::shares::in_shares;
 use nix::errno::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -26,15 +27,39 @@ pub struct Repaired {
     pub reuseaddr: bool,
     /// Holds data never sent.
     pub push: bool,
+    /// Repair may end without a word to the peer.
+    pub quiet: bool,
 }
 
-/// Ends repair of one connection: a window probe goes out, and what was never sent follows. Any process may do it.
-pub fn activate(fd: impl AsFd, reuseaddr: bool, push: bool) -> Result<(), Error> {
+/// What to do when repair of a connection ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Waking {
+    /// SO_REUSEADDR, which the end of repair clears.
+    pub reuseaddr: bool,
+    /// Holds data never sent.
+    pub push: bool,
+    /// Repair may end without a word to the peer.
+    pub quiet: bool,
+}
+
+impl Repaired {
+    /// How its repair ends.
+    pub fn waking(&self) -> Waking {
+        Waking { reuseaddr: self.reuseaddr, push: self.push, quiet: self.quiet }
+    }
+}
+
+/// Ends repair of one connection: a window probe goes out (unless the peer knows all there is to know), and what was never
+/// sent follows. Any process may do it.
+pub fn activate(fd: impl AsFd, Waking { reuseaddr, push, quiet }: Waking) -> Result<(), Error> {
     let fd = fd.as_fd();
     let call = |name: &'static str| Error::restore(name, || "a TCP connection".into());
-    tcp_repair::off(fd).map_err(call("setsockopt(2) TCP_REPAIR"))?;
-    sock::set_i32(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, i32::from(reuseaddr))
-        .map_err(call("setsockopt(2) SO_REUSEADDR"))?;
+    let off = if quiet { tcp_repair::off_quietly(fd) } else { tcp_repair::off(fd) };
+    off.map_err(call("setsockopt(2) TCP_REPAIR"))?;
+    if reuseaddr {
+        sock::set_i32(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
+            .map_err(call("setsockopt(2) SO_REUSEADDR"))?;
+    }
     if push {
         // TCP_NODELAY pushes whatever waits, when it is set.
         let option = |name| sock::get_i32(fd, libc::IPPROTO_TCP, name);
@@ -46,6 +71,13 @@ pub fn activate(fd: impl AsFd, reuseaddr: bool, push: bool) -> Result<(), Error>
         }
     }
     Ok(())
+}
+
+/// [`activate`] for many, a share on each processor; what went wrong.
+pub fn activate_all(sockets: &[(OwnedFd, Waking)]) -> Vec<Error> {
+    let one = |(fd, waking): &(OwnedFd, Waking)| activate(fd, *waking).err();
+    let all = in_shares(sockets, |share| Ok(share.iter().filter_map(one).collect::<Vec<_>>()));
+    all.unwrap_or_else(|e: Error| vec![vec![e]]).into_iter().flatten().collect()
 }
 
 /// Options that matter to bind(2).

@@ -143,7 +143,7 @@ impl Source {
             if tid != facts.host {
                 found.extend(foreign_walls(pid, &walls(&facts.proc, Some(tid))?, &self.walls));
             }
-            sched(tid, pid, &self.wide, found)?;
+            sched(tid, pid, &self.usual, found)?;
         }
         apart(facts, found)?;
         around(facts, &self.init, &mut self.buf, found)?;

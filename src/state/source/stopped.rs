@@ -16,7 +16,8 @@ use crate::state::cpu;
 use crate::state::cred::{self, Seccomp};
 use crate::state::error::{Error, blocker};
 use crate::state::fd::Port;
-use crate::state::fd::collect::{ProcView, Scan};
+use crate::state::fd::collect::table::Table;
+use crate::state::fd::collect::{Ahead, ProcView, Scan};
 use crate::state::inet::collect::RepairedSocket;
 use crate::state::mm::MmLayout;
 use crate::state::mm::collect::{Tables, layout, read_mappings};
@@ -29,6 +30,7 @@ use crate::state::task::{ProcessState, ThreadState};
 use crate::state::timer;
 use crate::state::{PodState, Tree};
 use nix::time::{ClockId, clock_gettime};
+use std::collections::HashMap;
 
 /// One process as read at the freeze, its descriptors still missing.
 #[derive(Debug)]
@@ -42,8 +44,6 @@ pub(super) struct Read {
 pub struct Snapshot {
     /// What travels.
     pub state: PodState,
-    /// Bytes written to a port that the pod has not read yet (standard input).
-    pub unread: Vec<(Port, Vec<u8>)>,
     /// TCP connections that go along.
     pub kept: usize,
     /// TCP connections that no descriptor refers to and that are lost.
@@ -77,11 +77,11 @@ struct AskedProcess {
 }
 
 impl AskedProcess {
-    fn new(batch: &mut Batch, timers: &[TimerLine], last_pid: bool) -> Self {
+    fn new(batch: &mut Batch, timers: &[TimerLine], last_pid: bool, walled: bool) -> Self {
         Self {
             signals: signal::collect::ask_process(batch),
             timers: timer::collect::ask(batch, timers),
-            own: asked::ask_process(batch),
+            own: asked::ask_process(batch, walled),
             thread: ask_thread(batch),
             last_pid: last_pid.then(|| asked::ask_last_pid(batch)),
         }
@@ -125,15 +125,21 @@ impl Source {
             }
         }
         let procs = family(&all, (self.view.init, &init), &mut found);
+        // Same order as the family, as `PodState` promises.
+        let places: HashMap<i32, usize> = procs.iter().enumerate().map(|(n, p)| (p.pid, n)).collect();
+        let place = |pid: i32| places.get(&pid);
+        self.read.sort_by_key(|r| place(r.view.pod_pid));
+        mms.sort_by_key(|m| place(m.mm.0));
+        let views: Vec<ProcView> = self.read.iter().map(|r| r.view).collect();
+        let known = self.ahead.as_ref().and_then(Ahead::still);
+        let table = Table::read_with(&views, false, known)?;
+        self.objects_of_table(&table, &mut found)?;
+        self.table = Some(table);
         found.extend(self.ipc.look()?);
         self.private.content(&self.init, &mut self.objects, &mut found)?;
         if !found.is_empty() {
             return Err(Error::Refused(once(found)));
         }
-        // Same order as the family, as `PodState` promises.
-        let place = |pid: i32| procs.iter().position(|n| n.pid == pid);
-        self.read.sort_by_key(|r| place(r.view.pod_pid));
-        mms.sort_by_key(|m| place(m.mm.0));
         self.hosts.clone_from(&hosts);
         Ok((Tree { procs, mms, files: self.files.files(), objects: self.objects.objects()? }, hosts))
     }
@@ -145,9 +151,9 @@ impl Source {
         _stopped: &StoppedPod,
         before_repair: &mut dyn FnMut(&[RepairedSocket]) -> Result<(), Failure>,
     ) -> Result<Snapshot, Error> {
-        let views: Vec<ProcView> = self.read.iter().map(|r| r.view).collect();
         let ctx = self.fd_context();
-        let scan = Scan::new(&views, &ctx)?;
+        let odd = Error::odd(self.view.init, "descriptors, before the tree");
+        let scan = Scan::of(self.table.take().ok_or_else(odd)?, &ctx)?;
         before_repair(scan.tcp_sockets()).map_err(|f| Error::Told(Box::new(f)))?;
         let objects = self.objects.len();
         let fds = scan.finish(&mut self.objects)?;
@@ -157,6 +163,8 @@ impl Source {
             let b = blocker("object-in-flight", 0, message, "try again, once it is received");
             return Err(Error::Refused(vec![Blocker { pid: None, ..b }]));
         }
+        let mut warnings = fds.warnings;
+        warnings.extend(self.read.iter().flat_map(|r| not_carried(&r.state)));
         let mut procs: Vec<ProcessState> = Vec::with_capacity(self.read.len());
         for (read, table) in self.read.drain(..).zip(fds.tables) {
             procs.push(ProcessState { fds: table, ..read.state });
@@ -170,8 +178,15 @@ impl Source {
             monotonic_ns,
             boottime_ns,
             realtime_ns: clock(ClockId::CLOCK_REALTIME)?,
+            input: fds
+                .unread
+                .into_iter()
+                .find(|(port, _)| *port == Port::Stdin)
+                .map(|u| u.1)
+                .unwrap_or_default(),
+            input_ended: false,
         };
-        Ok(Snapshot { state, unread: fds.unread, kept: fds.kept, lost: fds.lost, warnings: fds.warnings })
+        Ok(Snapshot { state, kept: fds.kept, lost: fds.lost, warnings })
     }
 
     /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the pod sees them now: ours plus the offsets of its time namespace.
@@ -250,6 +265,7 @@ impl Source {
             personality: around.personality,
             stopped: proc.group_stop(),
             coredump_filter: around.coredump_filter,
+            lock_future: said.lock_future,
             membarrier: said.membarrier,
         };
         self.read.push(Read { view: ProcView { host_pid: host, pod_pid: pid }, state });
@@ -257,7 +273,6 @@ impl Source {
         if let Some(layout) = &mut layout {
             layout.borders.brk = said.brk;
         }
-        self.objects_by_descriptor(&facts.proc, pid, found)?;
         Ok((facts, layout))
     }
 
@@ -279,7 +294,7 @@ impl Source {
         let timers = TimerLine::parse(&self.buf).ok_or_else(Error::odd(facts.host, "timers"))?;
         let (mut session, rest) = proc.session()?;
         let mut batch = Batch::new();
-        let asked = AskedProcess::new(&mut batch, &timers, self.last_pid.is_none());
+        let asked = AskedProcess::new(&mut batch, &timers, self.last_pid.is_none(), self.view.walled);
         let first = session.run(&batch)?;
         let mut answers = Answers { asked, first, rest: Vec::with_capacity(rest.len()) };
         for thread in rest {
@@ -318,7 +333,7 @@ impl Source {
                 pdeath_signal: said.pdeath_signal,
                 sched: crate::state::task::Sched {
                     timerslack_ns: said.timerslack_ns,
-                    ..sched(tid, pid, &self.wide, found)?
+                    ..sched(tid, pid, &self.usual, found)?
                 },
             });
         }
@@ -394,6 +409,19 @@ fn speculation(status: &Status, init: &Status, pid: i32) -> Option<Blocker> {
     let message =
         "it chose its own speculation mitigations (PR_SET_SPECULATION_CTRL), which cannot be carried yet";
     own.then(|| blocker("speculation", pid, message, "turn it off in the program"))
+}
+
+/// What little of a process cannot be set again, in words.
+fn not_carried(p: &ProcessState) -> Vec<String> {
+    let mut said = Vec::new();
+    if let Some(signal) = p.stopped.filter(|s| *s != libc::SIGSTOP) {
+        let name = nix::sys::signal::Signal::try_from(signal).map_or("another signal", |s| s.as_str());
+        said.push(format!("process {} was stopped by {name} and will have been by SIGSTOP", p.pid));
+    }
+    for t in p.timers.posix.iter().filter(|t| t.overrun != 0) {
+        said.push(format!("process {}: timer {} forgets its last {} overruns", p.pid, t.id, t.overrun));
+    }
+    said
 }
 
 /// A clock of ours in nanoseconds.

@@ -57,6 +57,7 @@ pub(super) fn learn(init: i32) -> Result<Host> {
         pid_max: pid_max.trim().parse().map_err(|_| odd("kernel.pid_max"))?,
         timer_ids: false,
         oom_score_adj: text("oom_score_adj")?.parse().map_err(|_| odd("oom_score_adj"))?,
+        timer_slack: crate::kernel::sched::timer_slack(init),
         coredump_filter: u32::from_str_radix(&text("coredump_filter")?, 16)
             .map_err(|_| odd("coredump_filter"))?,
     })

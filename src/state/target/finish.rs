@@ -4,6 +4,7 @@ use super::error::{Error, Result};
 use super::handover::{self, Arrangement, Coming};
 use super::{Builder, check};
 use crate::remote::Arg;
+use crate::state::cred;
 use crate::state::fd::restore::Inside;
 use crate::state::fd::{FdEntry, FileId};
 use crate::state::mm::MmLayout;
@@ -39,6 +40,7 @@ impl Builder {
         for p in &state.procs {
             self.table(p, state, hands)?;
             self.births_of_threads(p)?;
+            self.hurry(p.pid);
             if p.stopped.is_some() {
                 self.stop_job(p.pid)?;
             }
@@ -103,6 +105,9 @@ impl Builder {
         place(&mut s, &entries, &plan, &coming);
         close(&mut s, from.into(), from);
         restore::places(&mut s, p);
+        if let Some(bounding) = super::threads::common_bound(p) {
+            cred::restore::bound(&mut s, self.host.before, bounding);
+        }
         restore::threads(&mut s, p.threads.get(1..).unwrap_or_default().iter().map(|t| t.tid));
         handover::send(self.transport.as_ref().ok_or(Error::Order("hand over descriptors"))?, p.pid, &fds)?;
         let results = self.run(p.pid, &s)?;

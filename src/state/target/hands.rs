@@ -4,7 +4,8 @@
 use super::error::{Error, Result};
 use super::finish::Hands;
 use super::{Builder, Finished, check};
-use crate::state::fd::restore::{self as fds, HandsContext, Inside, ProcessFds};
+use crate::kernel::sched;
+use crate::state::fd::restore::{self as fds, HandsContext, Inside, LateLock, ProcessFds};
 use crate::state::{PodState, Tree};
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,6 +22,8 @@ impl Builder {
     pub fn finish(&mut self, tree: &Tree, state: &PodState) -> Result<Finished> {
         check::state(tree, state)?;
         let start = Instant::now();
+        // Each thread gets its true priority at the end.
+        self.bodies.values().for_each(|body| sched::favour(body.host));
         let proc = File::open("/proc").map_err(Error::io("opening /proc"))?;
         let pids: HashMap<i32, i32> = self.bodies.iter().map(|(pid, body)| (*pid, body.host)).collect();
         let ctx =
@@ -38,10 +41,19 @@ impl Builder {
             }
             return Err(e);
         }
+        let mut late_locks = made.late_locks;
+        for (pid, number, lock) in std::mem::take(&mut self.late_inside) {
+            let table =
+                state.procs.iter().find(|p| p.pid == pid).map(|p| p.fds.as_slice()).unwrap_or_default();
+            let file = table.iter().find(|e| e.fd == number).and_then(|e| made.files.get(&e.file));
+            let fd = file.ok_or(Error::Order("take a lock"))?.try_clone();
+            let fd = fd.map_err(Error::io("keeping a descriptor whose lock is not free"))?;
+            late_locks.push(LateLock { fd, locks: vec![lock], of: Some((pid, number)) });
+        }
         Ok(Finished {
             repaired: made.repaired,
             socket_files: made.socket_files,
-            late_locks: made.late_locks,
+            late_locks,
             warnings: std::mem::take(&mut self.warnings),
         })
     }

@@ -34,7 +34,7 @@ use crate::kernel::cgroup::Freezer;
 use crate::remote::{Fate, Regs, Running, Slot, Stopped};
 use crate::state::cpu::xstate::Component;
 use crate::state::fd::Port;
-use crate::state::fd::restore::{LateLock, Repaired, SocketFile};
+use crate::state::fd::restore::{LateInside, LateLock, Repaired, SocketFile};
 use crate::state::mm::MmId;
 use crate::state::mm::restore::Special;
 use crate::state::mm::vdso::Foreign;
@@ -115,6 +115,8 @@ struct Host {
     timer_ids: bool,
     oom_score_adj: i32,
     coredump_filter: u32,
+    /// Slack of init's timers, which its descendants inherit.
+    timer_slack: Option<u64>,
 }
 
 /// Builds one pod. All of its calls come from the thread that made it.
@@ -155,6 +157,8 @@ pub struct Builder {
     late_stops: Vec<(i32, Option<i32>)>,
     stages: Vec<(&'static str, Duration)>,
     warnings: Vec<String>,
+    /// POSIX locks still to be taken.
+    late_inside: Vec<LateInside>,
 }
 
 impl Builder {
@@ -194,6 +198,7 @@ impl Builder {
             late_stops: Vec::new(),
             stages: Vec::new(),
             warnings: Vec::new(),
+            late_inside: Vec::new(),
         };
         builder.stage("stop init", start);
         Ok(builder)

@@ -2,14 +2,18 @@
 
 use super::error::{Error, Result};
 use super::finish::Hands;
-use super::{Body, Builder};
+use super::{Body, Builder, Host};
 use crate::kernel::ptrace::{self, Wait};
+use crate::kernel::sched::{self, SchedAttr};
 use crate::remote::{self, Fate, Stopped, new_child, thread_tids};
 use crate::state::cpu::xstate::{self, Component};
+use crate::state::cred::Seccomp;
+use crate::state::cred::restore::Filter;
 use crate::state::mm::{Backing, MmLayout, VmaFlags};
 use crate::state::script::Script;
 use crate::state::task::{ProcessState, ThreadState, restore};
 use crate::state::{PodState, Tree, cpu, cred, mm, signal, timer};
+use nix::errno::Errno;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -34,6 +38,13 @@ impl Builder {
             body.threads.push((t.tid, task));
         }
         Ok(())
+    }
+
+    /// All threads of a process go before others on this host until they have their own priority. Not earlier: what a
+    /// thread in a hurry gives birth to would have no timer slack.
+    pub(super) fn hurry(&self, pid: i32) {
+        let threads = self.bodies.get(&pid).into_iter().flat_map(|b| &b.threads);
+        threads.for_each(|(_, task)| sched::hurry(task.tid()));
     }
 
     /// Puts a process into the job-control stop it was in. It takes its SIGSTOP before any instruction; other
@@ -80,17 +91,22 @@ impl Builder {
         hands: &Hands<'_>,
     ) -> Result<()> {
         let pid = p.pid;
-        let before = self.host.before;
+        let mut before = self.host.before;
         for t in &p.threads {
             if let Some(what) = cred::restore::beyond(&t.cred, before).into_iter().next() {
                 return Err(Error::Unfit { pid, what });
             }
         }
+        if let Some(bounding) = common_bound(p) {
+            before.bounding &= bounding;
+        }
+        let filters = one_filter(p);
         let slot = self.slot.ok_or(Error::Order("finish a process"))?.avoiding(pending(p));
         for (n, t) in p.threads.iter().enumerate().skip(1) {
             let mut s = Script::new();
             first_half(&mut s, pid, t).map_err(Error::unfit(pid))?;
-            second_half(&mut s, t, before);
+            let by = if filters { Filter::Another } else { Filter::Own };
+            second_half(&mut s, t, before, by);
             let body = self.bodies.get_mut(&pid).ok_or(Error::Order("finish a process"))?;
             let (_, task) = body.threads.get_mut(n).ok_or(Error::Order("finish a thread"))?;
             let results = slot.run(task, s.as_batch());
@@ -104,17 +120,19 @@ impl Builder {
         forget_children(&mut s, tree, state, p);
         signal::restore::actions(&mut s, &p.signals);
         mm::restore::lock(&mut s, layout);
+        restore::lock_future(&mut s, p.lock_future);
         restore::settings(&mut s, p);
         let timers = timer::restore::create(&mut s, &p.timers, self.host.timer_ids).map_err(&unfit)?;
         first_half(&mut s, pid, leader).map_err(&unfit)?;
         signal::restore::process_queue(&mut s, &p.signals.pending, pid).map_err(&unfit)?;
         restore::limits(&mut s, p);
-        second_half(&mut s, leader, before);
+        let by = if filters { Filter::ForAll } else { Filter::Own };
+        second_half(&mut s, leader, before, by);
         restore::dumpable(&mut s, p);
         timer::restore::arm(&mut s, &p.timers);
         let results = slot.run(self.leader(pid)?, s.as_batch());
         let results = self.judge(pid, &s, results)?;
-        acts.check(&results, &mut self.warnings).map_err(Error::Hands)?;
+        self.late_inside.extend(acts.check(&results).map_err(Error::Hands)?);
         timer::restore::check(&timers, &results).map_err(&unfit)?;
         self.from_outside(p)
     }
@@ -153,6 +171,7 @@ impl Builder {
         let body = self.bodies.get(&pid).ok_or(Error::Order("finish a process"))?;
         for (t, (_, task)) in p.threads.iter().zip(&body.threads) {
             set_cpu(pid, t, task, &self.ctx.xstate, &self.components)?;
+            self.host.settle(pid, t, task.tid())?;
         }
         Ok(())
     }
@@ -182,6 +201,22 @@ impl Builder {
     }
 }
 
+impl Host {
+    /// Gives thread `tid` its own scheduling policy, in place of ours.
+    fn settle(&self, pid: i32, t: &ThreadState, tid: i32) -> Result<()> {
+        let want = &t.sched;
+        let sys =
+            |doing| move |e: Errno| Error::Io { what: format!("process {pid}: {doing}"), source: e.into() };
+        sched::set_attributes(tid, &SchedAttr::new(want.policy, want.nice, want.priority))
+            .map_err(sys("sched_setattr"))?;
+        // Real-time threads show none and need none.
+        if want.timerslack_ns != 0 && self.timer_slack != Some(want.timerslack_ns) {
+            sched::set_timer_slack(tid, want.timerslack_ns).map_err(sys("setting its timer slack"))?;
+        }
+        Ok(())
+    }
+}
+
 /// Every signal that waits in a queue of the process: none of them may end a batch.
 fn pending(p: &ProcessState) -> u64 {
     let threads = p.threads.iter().flat_map(|t| &t.signals.pending);
@@ -199,9 +234,24 @@ fn first_half(s: &mut Script, pid: i32, t: &ThreadState) -> std::result::Result<
     Ok(())
 }
 
-fn second_half(s: &mut Script, t: &ThreadState, before: cred::restore::Before) {
-    cred::restore::calls(s, &t.cred, before);
+fn second_half(s: &mut Script, t: &ThreadState, before: cred::restore::Before, by: Filter) {
+    cred::restore::calls(s, &t.cred, before, by);
     restore::death_signal(s, t);
+}
+
+/// The bounding set that all threads of a process have: the first takes it on before it makes the others.
+pub(super) fn common_bound(p: &ProcessState) -> Option<u64> {
+    let first = p.threads.first()?.cred.cap_bnd;
+    p.threads.iter().all(|t| t.cred.cap_bnd == first).then_some(first)
+}
+
+/// Whether the first thread can put the filter on all others with one call, which is made ready for use only once.
+fn one_filter(p: &ProcessState) -> bool {
+    let Some((first, rest)) = p.threads.split_first() else { return false };
+    let same = |t: &ThreadState| {
+        (t.cred.seccomp, t.cred.no_new_privs) == (first.cred.seccomp, first.cred.no_new_privs)
+    };
+    first.cred.seccomp == Seccomp::PodProfile && !rest.is_empty() && rest.iter().all(same)
 }
 
 /// Signals that births, stops and ends under our hands have sent to a parent; the true ones are queued afterwards.

@@ -1,7 +1,7 @@
 //! What a process or thread tells only itself: asked in the batch that runs in it.
 
 use crate::base::Blocker;
-use crate::remote::{Batch, CallIx, Data, Results};
+use crate::remote::{Arg, Batch, CallIx, Data, Results};
 use crate::state::error::{Error, blocker};
 use nix::errno::Errno;
 
@@ -11,6 +11,8 @@ const PR_GET_MEMORY_MERGE: i32 = 68;
 const PR_GET_IO_FLUSHER: i32 = 58;
 const PR_MCE_KILL_DEFAULT: i64 = 2;
 const PR_TSC_SIGSEGV: i32 = 2;
+/// `asm-generic/mman.h`.
+const MCL_ONFAULT: i32 = 4;
 /// `linux/membarrier.h` (6.3).
 const MEMBARRIER_CMD_GET_REGISTRATIONS: i32 = 1 << 9;
 
@@ -33,6 +35,10 @@ pub struct AskedProcess {
     brk: CallIx,
     mdwe: CallIx,
     merge: CallIx,
+    /// A page made, filled in whether it is locked, and removed again.
+    future: [CallIx; 3],
+    resident: Data,
+    keyrings: Option<[CallIx; 2]>,
 }
 
 /// What a process said.
@@ -48,10 +54,14 @@ pub struct SaidProcess {
     pub membarrier: u32,
     /// The end of the heap.
     pub brk: u64,
+    /// What mlockall(2) was told about mappings to come: `MCL_FUTURE`, `MCL_ONFAULT`, 0.
+    pub lock_future: i32,
 }
 
-/// Appends a process's questions to a batch.
-pub fn ask_process(batch: &mut Batch) -> AskedProcess {
+/// Appends a process's questions to a batch. `walled`: keyctl(2) is denied to it, so it has no keys.
+pub fn ask_process(batch: &mut Batch, walled: bool) -> AskedProcess {
+    let (future, resident) = ask_future(batch);
+    let keyrings = (!walled).then(|| ask_keyrings(batch));
     AskedProcess {
         dumpable: prctl(batch, libc::PR_GET_DUMPABLE),
         subreaper: prctl_int(batch, libc::PR_GET_CHILD_SUBREAPER),
@@ -61,7 +71,31 @@ pub fn ask_process(batch: &mut Batch) -> AskedProcess {
         brk: batch.call(libc::SYS_brk, &[0.into()]),
         mdwe: prctl(batch, PR_GET_MDWE),
         merge: prctl(batch, PR_GET_MEMORY_MERGE),
+        future,
+        resident,
+        keyrings,
     }
+}
+
+/// Nothing says whether mlockall(MCL_FUTURE) was called, so a mapping is made: MADV_DONTNEED is refused where it is locked,
+/// and it is there at once unless MCL_ONFAULT was given, too.
+fn ask_future(batch: &mut Batch) -> ([CallIx; 3], Data) {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let none = u64::MAX;
+    let page = batch
+        .call(libc::SYS_mmap, &[0.into(), 4096.into(), prot.into(), flags.into(), none.into(), 0.into()]);
+    let resident = batch.out(8);
+    let core = batch.call(libc::SYS_mincore, &[Arg::Ret(page), 4096.into(), resident.into()]);
+    let zap = batch.call(libc::SYS_madvise, &[Arg::Ret(page), 4096.into(), libc::MADV_DONTNEED.into()]);
+    batch.call(libc::SYS_munmap, &[Arg::Ret(page), 4096.into()]);
+    ([page, core, zap], resident)
+}
+
+/// Size of the content of the keyrings that are a process's own: the first thread's and the process's.
+fn ask_keyrings(batch: &mut Batch) -> [CallIx; 2] {
+    const KEYCTL_READ: i32 = 11;
+    [-1i32, -2]
+        .map(|ring| batch.call(libc::SYS_keyctl, &[KEYCTL_READ.into(), ring.into(), 0.into(), 0.into()]))
 }
 
 /// What process `host` (`pid` in the pod) answered.
@@ -83,6 +117,27 @@ pub fn process(
         let message = "it has all its memory merged (PR_SET_MEMORY_MERGE), which cannot be carried yet";
         found.push(blocker("memory-merge", pid, message, "turn it off in the program"));
     }
+    // ENOKEY: it has none.
+    for (ring, size) in ["thread", "process"].iter().zip(asked.keyrings.into_iter().flatten()) {
+        if results.ret(size).is_ok_and(|size| size > 0) {
+            let message = format!("it has keys in its {ring} keyring, which cannot be carried yet");
+            found.push(blocker("keyring", pid, message, "let it run without them (keyctl clear)"));
+        }
+    }
+    let [page, core, zap] = asked.future;
+    let lock_future = match (results.ret(page), results.ret(zap)) {
+        // No more may be locked: what comes would have to be.
+        (Err(Errno::EAGAIN), _) => libc::MCL_FUTURE,
+        (Ok(_), Err(Errno::EINVAL)) => {
+            results.ret(core).map_err(Error::read(host, "mincore(2)"))?;
+            let there = results.bytes(asked.resident).first().is_some_and(|b| b & 1 == 1);
+            if there { libc::MCL_FUTURE } else { libc::MCL_FUTURE | MCL_ONFAULT }
+        }
+        (page, zap) => {
+            page.and(zap).map_err(Error::read(host, "mmap(2) or madvise(2) of a page of ours"))?;
+            0
+        }
+    };
     let thp = must(asked.thp, "PR_GET_THP_DISABLE")?;
     if thp > 1 {
         let message = "it has huge pages off but where advised, which cannot be carried yet";
@@ -95,6 +150,7 @@ pub fn process(
         thp_disable: thp != 0,
         membarrier: u32::try_from(results.ret(asked.membarrier).unwrap_or(0)).unwrap_or(0),
         brk: must(asked.brk, "brk(2)")?.cast_unsigned(),
+        lock_future,
     })
 }
 

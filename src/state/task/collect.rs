@@ -347,9 +347,29 @@ fn rlimits(text: &[u8]) -> Option<Vec<(u32, u64, u64)>> {
     Some(all.iter().map(|(n, l)| (*n, value(l.soft_limit), value(l.hard_limit))).collect())
 }
 
-/// Scheduling of a thread (host tid); `wide` is the affinity of the pod's init. The timer slack is left 0: only
-/// the thread itself is told it cheaply.
-pub fn sched(tid: i32, pid: i32, wide: &[u64], found: &mut Vec<Blocker>) -> Result<Sched, Error> {
+/// What is usual in a pod: how its init is scheduled.
+#[derive(Clone, Debug)]
+pub struct Usual {
+    affinity: Vec<u64>,
+    core_cookie: u64,
+}
+
+impl Usual {
+    /// Of the pod's init (host pid).
+    pub fn of(init: i32) -> Result<Self, Error> {
+        let affinity = sched::affinity(init).map_err(Error::read(init, "sched_getaffinity(2)"))?;
+        Ok(Self { affinity, core_cookie: sched::core_cookie(init) })
+    }
+}
+
+/// Whether a thread's utilisation is clamped. Real-time threads have the system's own lowest clamp.
+fn clamped(attr: &sched::SchedAttr) -> bool {
+    let real_time = matches!(attr.policy.cast_signed(), libc::SCHED_FIFO | libc::SCHED_RR);
+    attr.util_max != 0 && (attr.util_max < 1024 || (attr.util_min != 0 && !real_time))
+}
+
+/// Scheduling of a thread (host tid). The timer slack is left 0: only the thread itself is told it cheaply.
+pub fn sched(tid: i32, pid: i32, usual: &Usual, found: &mut Vec<Blocker>) -> Result<Sched, Error> {
     let attr = sched::attributes(tid).map_err(Error::read(tid, "sched_getattr(2)"))?;
     let policy = i32::try_from(attr.policy).unwrap_or(i32::MAX);
     if !matches!(
@@ -359,6 +379,18 @@ pub fn sched(tid: i32, pid: i32, wide: &[u64], found: &mut Vec<Blocker>) -> Resu
         let message = format!("its scheduling policy {policy} (SCHED_DEADLINE is 6) cannot be carried yet");
         found.push(blocker("sched", pid, message, "choose another with chrt(1)"));
     }
+    if clamped(&attr) {
+        let message = format!(
+            "its CPU utilisation is clamped to {}..{} of 1024 (uclamp), which cannot be carried yet",
+            attr.util_min, attr.util_max
+        );
+        found.push(blocker("uclamp", pid, message, "reset it with uclampset(1): -m 0 -M 1024"));
+    }
+    if !matches!(sched::core_cookie(tid), 0) && sched::core_cookie(tid) != usual.core_cookie {
+        let message =
+            "it has a core scheduling cookie of its own (PR_SCHED_CORE), which cannot be carried yet";
+        found.push(blocker("core-sched", pid, message, "no remedy while it lives: start it without"));
+    }
     let reset = if attr.flags & 1 != 0 { libc::SCHED_RESET_ON_FORK } else { 0 };
     let affinity = sched::affinity(tid).map_err(Error::read(tid, "sched_getaffinity(2)"))?;
     Ok(Sched {
@@ -367,6 +399,25 @@ pub fn sched(tid: i32, pid: i32, wide: &[u64], found: &mut Vec<Blocker>) -> Resu
         nice: attr.nice,
         ioprio: sched::ioprio(tid).map_err(Error::read(tid, "ioprio_get(2)"))?,
         timerslack_ns: 0,
-        affinity: if affinity == wide { Vec::new() } else { affinity },
+        affinity: if affinity == usual.affinity { Vec::new() } else { affinity },
     })
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn only_a_clamp_of_its_own_is_one() {
+        let attr = |policy: i32, util_min, util_max| {
+            let mut attr = sched::SchedAttr::default();
+            (attr.policy, attr.util_min, attr.util_max) = (policy.cast_unsigned(), util_min, util_max);
+            attr
+        };
+        // A kernel without clamps; none set; the system's own for real-time threads.
+        assert!(!clamped(&attr(libc::SCHED_OTHER, 0, 0)));
+        assert!(!clamped(&attr(libc::SCHED_OTHER, 0, 1024)));
+        assert!(!clamped(&attr(libc::SCHED_RR, 1024, 1024)));
+        assert!(clamped(&attr(libc::SCHED_OTHER, 512, 1024)) && clamped(&attr(libc::SCHED_FIFO, 0, 800)));
+    }
 }

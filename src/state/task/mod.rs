@@ -64,6 +64,8 @@ pub struct ProcessState {
     pub stopped: Option<i32>,
     /// `/proc/P/coredump_filter`.
     pub coredump_filter: u32,
+    /// Flags of mlockall(2) for mappings to come (`MCL_FUTURE`, `MCL_ONFAULT`), 0 if none.
+    pub lock_future: i32,
     /// membarrier registrations (`MEMBARRIER_CMD_GET_REGISTRATIONS` bits), 0 if none or unknown.
     pub membarrier: u32,
 }

@@ -131,6 +131,13 @@ pub fn settings(s: &mut Script, p: &ProcessState) {
     }
 }
 
+/// What mlockall(2) was told about mappings to come; what is there already is left alone.
+pub fn lock_future(s: &mut Script, flags: i32) {
+    if flags != 0 {
+        s.must("mlockall", About::Number(flags.into()), libc::SYS_mlockall, &[flags.into()]);
+    }
+}
+
 /// Limits; after everything they could be in the way of, before CAP_SYS_RESOURCE (if there is one) goes.
 pub fn limits(s: &mut Script, p: &ProcessState) {
     for &(which, soft, hard) in &p.rlimits {
@@ -187,16 +194,10 @@ pub fn name(s: &mut Script, comm: &[u8]) {
     s.must("prctl(PR_SET_NAME)", About::Nothing, libc::SYS_prctl, &[(libc::PR_SET_NAME).into(), comm.into()]);
 }
 
-/// Policy, priority, nice value, I/O priority, affinity, timer slack of the calling thread.
+/// Nice value, I/O priority, affinity of the calling thread. Policy and timer slack are set from outside at the end: until
+/// then it runs before all others.
 pub fn sched(s: &mut Script, t: &ThreadState) {
     let want = &t.sched;
-    let param = s.data(&want.priority.to_le_bytes());
-    s.must(
-        "sched_setscheduler",
-        About::Number(want.policy.into()),
-        libc::SYS_sched_setscheduler,
-        &[0u64.into(), want.policy.into(), param.into()],
-    );
     s.must(
         "setpriority",
         About::Number(want.nice.into()),
@@ -217,15 +218,6 @@ pub fn sched(s: &mut Script, t: &ThreadState) {
             About::Nothing,
             libc::SYS_sched_setaffinity,
             &[0u64.into(), (want.affinity.len() * 8).into(), mask.into()],
-        );
-    }
-    // Zero would mean "back to the default"; real-time threads show it and need nothing.
-    if want.timerslack_ns != 0 {
-        s.must(
-            "prctl(PR_SET_TIMERSLACK)",
-            About::Number(want.timerslack_ns as i64),
-            libc::SYS_prctl,
-            &[(libc::PR_SET_TIMERSLACK).into(), want.timerslack_ns.into()],
         );
     }
 }

@@ -123,6 +123,7 @@ fn classify(table: &Table, id: FileId) -> Result<Class, Error> {
     }
     match desc.file_type() {
         libc::S_IFIFO => Ok(Class::Pipe),
+        libc::S_IFSOCK if table.known(id).is_some() => Ok(Class::Tcp),
         libc::S_IFSOCK => socket_class(table, id),
         _ if !desc.link.starts_with(b"/") => Ok(Class::Other("kernel-object")),
         _ => Ok(Class::File),
@@ -205,6 +206,11 @@ pub(crate) fn one(
         Class::Unix => found.extend(unix::collect::check(table, id, sockets)?),
         Class::Tcp | Class::Udp => {
             let fd = table.borrow(id)?;
+            if table.known(id).is_some() {
+                // All else was looked at and has not changed.
+                found.extend(inet::collect::urgent(desc, &fd));
+                return Ok(found);
+            }
             if !same_netns_cookie(&fd, sockets.cookie()) {
                 found.push(blocker(
                     desc,
@@ -218,6 +224,11 @@ pub(crate) fn one(
         Class::Event | Class::Epoll | Class::Signal | Class::Timer => {}
     }
     Ok(found)
+}
+
+/// Nothing about it is in the way, as far as can be told now.
+pub(crate) fn not_in_way(table: &Table, id: FileId, ctx: &FdContext, sockets: &Sockets) -> bool {
+    one(table, id, ctx, sockets).is_ok_and(|found| found.is_empty())
 }
 
 /// Everything that cannot be carried, each description once.

@@ -5,12 +5,14 @@
 
 use super::ProcView;
 use super::check::Class;
+use crate::kernel::descr;
 use crate::kernel::fdinfo::{FdDir, FdInfo, Lock, LockType};
 use crate::kernel::kcmp;
 use crate::kernel::pidfd::PidFd;
 use crate::state::fd::error::Error;
 use crate::state::fd::shares::in_shares;
 use crate::state::fd::{FdEntry, FileId};
+use crate::state::inet::collect::Known;
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
 use std::cmp::Ordering;
@@ -100,6 +102,8 @@ pub(crate) struct Table {
     pub running: bool,
     /// Ids by inode.
     pub by_inode: HashMap<(u64, u64), Vec<FileId>>,
+    /// Connections looked at before the stop, by inode number, all still so.
+    ahead: Option<Arc<HashMap<u64, Known>>>,
     groups: HashMap<Key, Vec<FileId>>,
     pids: HashMap<i32, PidFd>,
     own: Option<FdDir>,
@@ -108,7 +112,7 @@ pub(crate) struct Table {
 }
 
 /// Most duplicates of sockets kept at a time; what comes after is borrowed anew for each question.
-const KEEP: usize = 512;
+const KEEP: usize = 16 << 10;
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -120,12 +124,22 @@ impl Table {
     /// Reads the tables of `procs`, which are stopped (or, `gone_is_fine`, run: a descriptor closed meanwhile is
     /// passed over, as is a process that ended).
     pub fn read(procs: &[ProcView], gone_is_fine: bool) -> Result<Self, Error> {
+        Self::read_with(procs, gone_is_fine, None)
+    }
+
+    /// The same with what is known of connections.
+    pub fn read_with(
+        procs: &[ProcView],
+        gone_is_fine: bool,
+        ahead: Option<Arc<HashMap<u64, Known>>>,
+    ) -> Result<Self, Error> {
         let mut table = Self {
             procs: procs.to_vec(),
             entries: Vec::with_capacity(procs.len()),
             descs: Vec::new(),
             running: gone_is_fine,
             by_inode: HashMap::new(),
+            ahead,
             groups: HashMap::new(),
             pids: HashMap::new(),
             own: None,
@@ -139,6 +153,10 @@ impl Table {
                 Err(e) => return Err(e),
             };
             table.entries.push(row);
+        }
+        let sockets = table.descs.iter().filter(|d| d.file_type() == libc::S_IFSOCK).count();
+        if !gone_is_fine {
+            descr::want_descriptors(sockets.min(KEEP) as u64 + 1024);
         }
         Ok(table)
     }
@@ -265,6 +283,13 @@ impl Table {
     /// One description.
     pub fn desc(&self, id: FileId) -> &Desc {
         &self.descs[id.0 as usize]
+    }
+
+    /// What is known of a connection from before the stop.
+    pub fn known(&self, id: FileId) -> Option<&Known> {
+        let desc = self.desc(id);
+        let socket = desc.file_type() == libc::S_IFSOCK && !desc.is_path();
+        self.ahead.as_ref().filter(|_| socket)?.get(&desc.st.st_ino)
     }
 
     /// Borrows a description as a descriptor of our own.

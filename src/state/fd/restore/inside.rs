@@ -42,8 +42,11 @@ pub struct Inside {
 /// Calls that were put in a batch; look at their results with [`check`](Self::check).
 #[derive(Debug, Default)]
 pub struct Pending {
-    calls: Vec<(CallIx, String, bool)>,
+    calls: Vec<(CallIx, String, Option<LateInside>)>,
 }
+
+/// A POSIX lock that somebody else holds still: (pid in the pod, descriptor, lock).
+pub type LateInside = (i32, i32, FileLock);
 
 impl Inside {
     /// Plans it for all processes of an image: each description's owner is set once, by the first that has it.
@@ -113,12 +116,13 @@ impl Inside {
                     let data = batch.data(&flock_struct(lock.exclusive, lock.start, lock.len));
                     let call =
                         batch.call(libc::SYS_fcntl, &[(*fd).into(), libc::F_SETLK.into(), data.into()]);
-                    pending.calls.push((call, format!("POSIX lock on fd {fd} of pid {pid}"), true));
+                    let what = format!("POSIX lock on fd {fd} of pid {pid}");
+                    pending.calls.push((call, what, Some((pid, *fd, *lock))));
                 }
                 Act::Owner(fd, (kind, owner, signal), flags) => {
                     let mut add = |cmd: u64, arg, what: &str| {
                         let call = batch.call(libc::SYS_fcntl, &[(*fd).into(), cmd.into(), arg]);
-                        pending.calls.push((call, format!("{what} of fd {fd} of pid {pid}"), false));
+                        pending.calls.push((call, format!("{what} of fd {fd} of pid {pid}"), None));
                     };
                     if *signal != 0 {
                         add(F_SETSIG, (*signal).into(), "signal");
@@ -128,14 +132,14 @@ impl Inside {
                         let data = batch.data(&bytes);
                         let call =
                             batch.call(libc::SYS_fcntl, &[(*fd).into(), F_SETOWN_EX.into(), data.into()]);
-                        pending.calls.push((call, format!("SIGIO owner of fd {fd} of pid {pid}"), false));
+                        pending.calls.push((call, format!("SIGIO owner of fd {fd} of pid {pid}"), None));
                     }
                     if flags & libc::O_ASYNC != 0 {
                         let keep =
                             flags & (libc::O_ASYNC | libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT);
                         let call =
                             batch.call(libc::SYS_fcntl, &[(*fd).into(), libc::F_SETFL.into(), keep.into()]);
-                        pending.calls.push((call, format!("O_ASYNC of fd {fd} of pid {pid}"), false));
+                        pending.calls.push((call, format!("O_ASYNC of fd {fd} of pid {pid}"), None));
                     }
                 }
                 Act::Watch(epoll, fd, item) => {
@@ -145,7 +149,7 @@ impl Inside {
                     let data = batch.data(&event);
                     let args = [(*epoll).into(), libc::EPOLL_CTL_ADD.into(), (*fd).into(), data.into()];
                     let call = batch.call(libc::SYS_epoll_ctl, &args);
-                    pending.calls.push((call, format!("epoll entry {fd} of pid {pid}"), false));
+                    pending.calls.push((call, format!("epoll entry {fd} of pid {pid}"), None));
                 }
             }
         }
@@ -171,14 +175,13 @@ impl Pending {
         self.calls.is_empty()
     }
 
-    /// Looks at the results. A POSIX lock that the source still holds is a warning.
-    pub fn check(&self, results: &Results, warnings: &mut Vec<String>) -> Result<(), Error> {
-        for (call, what, is_lock) in &self.calls {
+    /// Looks at the results. POSIX locks that the source still holds are returned.
+    pub fn check(&self, results: &Results) -> Result<Vec<LateInside>, Error> {
+        let mut late = Vec::new();
+        for (call, what, lock) in &self.calls {
             match results.ret(*call) {
                 Ok(_) => {}
-                Err(Errno::EAGAIN | Errno::EACCES) if *is_lock => {
-                    warnings.push(format!("{what}: held by somebody else, not taken again"));
-                }
+                Err(Errno::EAGAIN | Errno::EACCES) if lock.is_some() => late.extend(*lock),
                 Err(e) => {
                     return Err(Error::restore("fcntl(2) or epoll_ctl(2) in the process", || what.clone())(
                         e,
@@ -186,6 +189,6 @@ impl Pending {
                 }
             }
         }
-        Ok(())
+        Ok(late)
     }
 }

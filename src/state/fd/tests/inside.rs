@@ -69,9 +69,7 @@ fn locks_owners_and_signal_sets_are_made_in_the_process() {
     let mut session = Session::open(&mut threads[0], &all).unwrap();
     let results = session.run(&batch).unwrap();
     session.close().unwrap();
-    let mut warnings = vec![];
-    pending.check(&results, &mut warnings).unwrap();
-    assert_eq!(warnings, [] as [String; 0]);
+    assert_eq!(pending.check(&results).unwrap(), []);
     let dir = FdDir::open(bare.pid).unwrap();
     let lock = dir.info(FIRST).unwrap().locks[0];
     assert_eq!((lock.kind, lock.exclusive, lock.start, lock.end), (LockType::Posix, true, 5, Some(14)));

@@ -4,7 +4,8 @@ use super::harness::{Again, Clock, FIRST, Holder, Setup, make, until};
 use super::lab::{Lab, POD, POD6, enter};
 use crate::kernel::tcp_repair::{self, state};
 use crate::kernel::{pidfd, sock};
-use crate::state::fd::collect::{Scan, unrepair};
+use crate::state::fd::collect::table::Table;
+use crate::state::fd::collect::{Ahead, Scan, unrepair};
 use crate::state::fd::restore::activate;
 use crate::state::fd::{FileKind, OpenFile};
 use crate::state::inet::TcpState;
@@ -81,7 +82,7 @@ fn relocate(lab: &Lab, holder: Holder) -> Again {
     lab.plug("target");
     for r in &a.made.repaired {
         assert_eq!(tcp_repair::is_on(&r.fd), Ok(true));
-        activate(&r.fd, r.reuseaddr, r.push).unwrap();
+        activate(&r.fd, r.waking()).unwrap();
         assert_eq!(tcp_repair::is_on(&r.fd), Ok(false));
     }
     a
@@ -511,10 +512,52 @@ fn a_hundred_connections_go_along() {
     lab.plug("target");
     let clock = Clock::start();
     for r in &a.made.repaired {
-        activate(r.fd.as_fd(), r.reuseaddr, r.push).unwrap();
+        activate(r.fd.as_fd(), r.waking()).unwrap();
     }
     println!("make again {made}, activate {}", clock.read());
     for n in 0..100 {
         assert_eq!(read_all(a.fd(n), 14), b"unread request");
     }
+}
+
+#[test]
+fn what_is_known_ahead_is_what_is_read() {
+    let lab = Lab::new();
+    let (holder, _clients) = start(&lab, "tcp-serve", POD, 6);
+    let ctx = holder.context();
+    let ahead = Ahead::look(&[holder.view()], &ctx).unwrap().expect("options can be watched");
+    holder.stop();
+    let known = ahead.still().expect("nothing was set");
+    assert_eq!(known.len(), 6);
+    let read = |known| {
+        let table = Table::read_with(&[holder.view()], false, known).unwrap();
+        let mut objects = ObjectTable::new(HashSet::new()).unwrap();
+        let scan = Scan::of(table, &ctx).unwrap();
+        let repaired = scan.tcp_sockets().to_vec();
+        let files = scan.finish(&mut objects).unwrap().files;
+        repaired.iter().for_each(|r| unrepair(r).unwrap());
+        let plain = |f: OpenFile| match f.kind {
+            FileKind::Tcp(mut t) => {
+                t.options.sort_by_key(|o| (o.level, o.name));
+                let quiet = matches!(&t.state, TcpState::Linked { link, .. } if link.quiet);
+                if let TcpState::Linked { link, .. } = &mut t.state {
+                    // What goes on by itself.
+                    (link.quiet, link.timestamp) = (false, 0);
+                }
+                Some((t, quiet))
+            }
+            _ => None,
+        };
+        (repaired, files.into_iter().filter_map(plain).unzip::<_, _, Vec<_>, Vec<bool>>())
+    };
+    let (sockets, (with, quiet)) = read(Some(known));
+    assert_eq!((sockets, with), {
+        let (sockets, (without, _)) = read(None);
+        (sockets, without)
+    });
+
+    assert_eq!(quiet.len(), 7);
+    let fd = pidfd::borrow(holder.pid, FIRST).unwrap();
+    sock::set_i32(&fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1).unwrap();
+    assert!(ahead.still().is_none(), "an option was set");
 }

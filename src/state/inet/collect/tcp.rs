@@ -54,7 +54,15 @@ fn tcp(
     let v6 = own.is_ipv6();
     let info = tcp_repair::info(&fd).map_err(call("getsockopt(2) TCP_INFO"))?;
     let linked = super::is_linked(info.state);
-    let mut opts = options::read(&fd, options::Family::Tcp(v6), linked, at, warnings);
+    let known = table.known(id).filter(|k| linked && k.v6 == v6);
+    let mut opts = match known {
+        Some(known) => {
+            let mut all = known.options.clone();
+            options::read_volatile(&fd, v6, &mut all);
+            all
+        }
+        None => options::read(&fd, options::Family::Tcp(v6), linked, at, warnings),
+    };
     let mut local = (own.port() != 0).then_some(own);
     let mut remote = peer;
     let state = match info.state {
@@ -79,7 +87,8 @@ fn tcp(
         s if super::is_linked(s) => {
             let saved = saved.ok_or_else(|| call("finding it in the list of connections")(Errno::EBUSY))?;
             set_reuseaddr(&mut opts, saved.reuseaddr);
-            let link = read_link(fd.as_fd(), s, &info).map_err(call("reading a TCP connection"))?;
+            let mut link = read_link(fd.as_fd(), s, &info).map_err(call("reading a TCP connection"))?;
+            link.quiet = s == state::ESTABLISHED && known.is_some_and(|k| k.is_quiet(&info));
             TcpState::Linked { state: s, link: Box::new(link) }
         }
         other => {
@@ -157,7 +166,8 @@ fn read_link(fd: BorrowedFd, s: u8, info: &tcp_repair::Info) -> Result<TcpLink, 
         let recv = TcpQueue { seq, data, unsent: 0 };
         tcp_repair::choose(fd, Queue::Send)?;
         let end = tcp_repair::seq(fd)?;
-        let (queued, unsent) = (sock::outq(fd)?, sock::outq_unsent(fd)?);
+        let nothing = s == state::ESTABLISHED && info.all_acknowledged;
+        let (queued, unsent) = if nothing { (0, 0) } else { (sock::outq(fd)?, sock::outq_unsent(fd)?) };
         let data = peek(fd, queued - usize::from(fin_out && queued > 0))?;
         // The FIN is the last thing in the queue, so if anything is unsent, it is.
         let unsent = (unsent - usize::from(fin_out && unsent > 0)) as u32;
@@ -172,6 +182,7 @@ fn read_link(fd: BorrowedFd, s: u8, info: &tcp_repair::Info) -> Result<TcpLink, 
             timestamps: info.timestamps,
             timestamp,
             window,
+            quiet: false,
         })
     };
     let link = read();

@@ -126,6 +126,7 @@ fn fill(
         fd: socket.try_clone().map_err(|_| call("dup(2)")(Errno::EMFILE))?,
         reuseaddr: reuses(&t.options),
         push: link.send.unsent > 0 || unsent_fin(state, link),
+        quiet: link.quiet,
     })
 }
 
@@ -208,11 +209,15 @@ fn unsent_fin(s: u8, link: &TcpLink) -> bool {
 }
 
 fn finish(fd: BorrowedFd, ends: Ends, s: u8, link: &TcpLink, injector: &mut Injector) -> Result<(), Errno> {
-    tcp_repair::choose(fd, Queue::Recv)?;
-    give(fd, &link.recv.data)?;
-    tcp_repair::choose(fd, Queue::Send)?;
+    if !link.recv.data.is_empty() {
+        tcp_repair::choose(fd, Queue::Recv)?;
+        give(fd, &link.recv.data)?;
+    }
     let sent = link.send.data.len() - (link.send.unsent as usize).min(link.send.data.len());
-    give(fd, &link.send.data[..sent])?;
+    if sent > 0 {
+        tcp_repair::choose(fd, Queue::Send)?;
+        give(fd, &link.send.data[..sent])?;
+    }
     let recv_end = link.recv.seq.wrapping_add(link.recv.data.len() as u32);
     let from_peer = |flags, ack| Segment { seq: recv_end, ack, flags, window: u16::MAX };
     // Whose FIN came first decides which state the other leads to.

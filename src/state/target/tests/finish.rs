@@ -61,6 +61,7 @@ fn root() -> Cred {
 
 pub(super) fn process(pid: i32, threads: Vec<ThreadState>) -> ProcessState {
     ProcessState {
+        lock_future: 0,
         pid,
         threads,
         signals: ProcessSignals { actions: vec![SigAction::default(); 64], pending: vec![] },
