@@ -1,6 +1,6 @@
 //! What is done inside processes, channels to the monitor, files that are not there, and looking while all runs.
 
-use super::harness::{Again, FIRST, Holder, Setup, dir, make, try_make, until};
+use super::harness::{Again, FIRST, Holder, Setup, dir, make, try_make};
 use crate::kernel::fdinfo::{Extra, FdDir, LockType};
 use crate::kernel::thread::as_user;
 use crate::kernel::{descr, pidfd, sock};
