@@ -94,6 +94,15 @@ pub fn favour(tid: i32) {
     let _ = set_attributes(tid, &SchedAttr::new(libc::SCHED_OTHER, -20, 0));
 }
 
+thread_local! {
+    static HASTY: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether the calling thread goes before all ordinary ones by [`Haste::begin`].
+pub fn is_hasty() -> bool {
+    HASTY.get()
+}
+
 /// A thread goes before all ordinary ones while this lives: for the moments in which a pod stands still, which must not
 /// last longer because the host is busy. Where that is not allowed nothing changes.
 #[derive(Debug)]
@@ -117,6 +126,9 @@ impl Haste {
 
     fn start(tid: i32, inherited: bool) -> Self {
         let before = attributes(tid).ok().filter(|_| put_first(tid, inherited).is_ok());
+        if tid == 0 {
+            HASTY.set(before.is_some());
+        }
         Self { tid, before, local: std::marker::PhantomData }
     }
 }
@@ -125,6 +137,9 @@ impl Drop for Haste {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
             let _ = set_attributes(self.tid, before);
+            if self.tid == 0 {
+                HASTY.set(false);
+            }
         }
     }
 }
