@@ -1,5 +1,5 @@
-//! One BPF program (bpf(2)): it counts the calls of setsockopt(2) on sockets of one network namespace, and does nothing
-//! else. While the count stays, no option of any of them was changed.
+//! One BPF program (bpf(2)): it counts the calls of setsockopt(2) on IPv4 and IPv6 sockets of one network namespace, and does
+//! nothing else. While the count stays, no option of any of them was changed.
 
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -19,6 +19,9 @@ const NETNS_COOKIE: i32 = 122;
 /// `optlen` in `struct bpf_sockopt`.
 const OPTLEN: i16 = 32;
 
+/// `family` in `struct bpf_sock`.
+const FAMILY: i16 = 4;
+
 /// A running count. The kernel forgets program and count when it is dropped, or when its process dies.
 #[derive(Debug)]
 pub struct SetsockoptWatch {
@@ -27,7 +30,7 @@ pub struct SetsockoptWatch {
 }
 
 impl SetsockoptWatch {
-    /// Begins to count for sockets of the network namespace with this cookie (SO_NETNS_COOKIE), as far as they belong to
+    /// Begins to count for IPv4 and IPv6 sockets of the network namespace with this cookie (SO_NETNS_COOKIE), as far as they belong to
     /// `cgroup` (v2) or a group below. Errors: EPERM, EINVAL (CONFIG_CGROUP_BPF is not set).
     pub fn on(cgroup: impl AsFd, netns_cookie: u64) -> Result<Self, Errno> {
         let mut attr = Attr::new();
@@ -55,7 +58,7 @@ impl SetsockoptWatch {
     }
 }
 
-/// The program: `if netns == cookie { *map[0] += 1 }`, the option unchanged and allowed.
+/// The program: `if family is IPv4 or IPv6 and netns == cookie { *map[0] += 1 }`, the option unchanged and allowed.
 fn program(map: i32, cookie: u64) -> Vec<u8> {
     let mut code = Vec::new();
     let mut put = |op: u8, dst: u8, src: u8, off: i16, imm: i32| {
@@ -67,6 +70,10 @@ fn program(map: i32, cookie: u64) -> Vec<u8> {
     put(0xbf, 6, 1, 0, 0); // r6 = context
     put(0xb7, 7, 0, 0, 0); // r7 = 0
     put(0x63, 6, 7, OPTLEN, 0); // optlen = 0: the kernel takes the caller's own bytes, however many
+    put(0x79, 2, 6, 0, 0); // r2 = socket
+    put(0x61, 2, 2, FAMILY, 0); // r2 = its family
+    put(0x15, 2, 0, 1, libc::AF_INET);
+    put(0x55, 2, 0, 14, libc::AF_INET6); // neither: out
     put(0xbf, 1, 6, 0, 0); // r1 = context
     put(0x85, 0, 0, 0, NETNS_COOKIE); // r0 = cookie of the socket's namespace
     put(0x18, 2, 0, 0, low); // r2 = ours
@@ -132,7 +139,8 @@ mod tests {
         let before = ours.count().unwrap();
         sock::set_i32(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1).unwrap();
         sock::set(&socket, libc::SOL_SOCKET, libc::SO_LINGER, &[0; 8]).unwrap();
-        assert!(ours.count().unwrap() >= before + 2);
+        let after = ours.count().unwrap();
+        assert!(after >= before + 2);
         assert_eq!(none.count().unwrap(), 0);
         assert_eq!(sock::get_i32(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY), Ok(1));
         assert!(sock::set(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &[0; 8192]).is_err());

@@ -297,6 +297,11 @@ pub fn tgkill(pid: i32, tid: i32, signal: i32) -> Result<()> {
 
 /// Lets other tasks run: a stop is often there a moment later.
 pub fn yield_now() {
+    if super::sched::is_hasty() {
+        // A yield would be to our like only, and the task we wait for may want this very processor.
+        std::thread::sleep(std::time::Duration::from_micros(1));
+        return;
+    }
     // SAFETY: no arguments.
     unsafe { libc::sched_yield() };
 }

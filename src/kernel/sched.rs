@@ -108,27 +108,52 @@ pub fn favour(tid: i32) {
     let _ = set_attributes(tid, &SchedAttr::new(libc::SCHED_OTHER, -20, 0));
 }
 
-/// The calling thread goes before all ordinary ones while this lives: for the moments in which a pod stands still, which
-/// must not last longer because the host is busy. Where that is not allowed nothing changes.
+thread_local! {
+    static HASTY: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether the calling thread goes before all ordinary ones by [`Haste::begin`].
+pub fn is_hasty() -> bool {
+    HASTY.get()
+}
+
+/// A thread goes before all ordinary ones while this lives: for the moments in which a pod stands still, which must not
+/// last longer because the host is busy. Where that is not allowed nothing changes.
 #[derive(Debug)]
 pub struct Haste {
+    tid: i32,
     before: Option<SchedAttr>,
-    /// It is the thread's own.
+    /// As a rule it is that of the thread itself.
     local: std::marker::PhantomData<*const ()>,
 }
 
 impl Haste {
-    /// From here on. `inherited`: threads and processes made meanwhile are hasty, too, for ever.
+    /// The calling thread, from here on. `inherited`: threads and processes made meanwhile are hasty, too, for ever.
     pub fn begin(inherited: bool) -> Self {
-        let before = attributes(0).ok().filter(|_| put_first(0, inherited).is_ok());
-        Self { before, local: std::marker::PhantomData }
+        Self::start(0, inherited)
+    }
+
+    /// Thread `tid`, which nobody else hurries; what it makes meanwhile is ordinary.
+    pub fn of(tid: i32) -> Self {
+        Self::start(tid, false)
+    }
+
+    fn start(tid: i32, inherited: bool) -> Self {
+        let before = attributes(tid).ok().filter(|_| put_first(tid, inherited).is_ok());
+        if tid == 0 {
+            HASTY.set(before.is_some());
+        }
+        Self { tid, before, local: std::marker::PhantomData }
     }
 }
 
 impl Drop for Haste {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
-            let _ = set_attributes(0, before);
+            let _ = set_attributes(self.tid, before);
+            if self.tid == 0 {
+                HASTY.set(false);
+            }
         }
     }
 }

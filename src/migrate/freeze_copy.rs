@@ -72,6 +72,26 @@ impl Mover<'_> {
         self.client.moving(request)
     }
 
+    /// Step 1, and what is done just before it.
+    fn hold(&mut self, source: &mut Source, warm: bool) -> Result<(Capture, Haste), Failure> {
+        self.stage("stop-and-copy")?;
+        source.look_ahead();
+        let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
+        capture.start()?;
+        self.watch.lap("capture");
+        // With the memory copied ahead, little is left: no busy host may make it long. A long copy takes its turn.
+        if !warm {
+            self.sink.record(&Record::Frozen)?;
+        }
+        let haste = Haste::begin(true);
+        self.held = Some(Instant::now());
+        if let moving::Reply::Held { since_ns } = self.ask(moving::Request::Hold)? {
+            capture.since(Engaged { since: UNIX_EPOCH + Duration::from_nanos(since_ns) });
+        }
+        self.watch.lap("hold");
+        Ok((capture, haste))
+    }
+
     /// Steps 1 to 5. On return the target has everything.
     pub(super) fn stop_and_copy(
         &mut self,
@@ -79,6 +99,7 @@ impl Mover<'_> {
         sent: &Tree,
         mut pre: Option<&mut Precopy>,
     ) -> Result<Capture, Failure> {
+<<<<<<< HEAD
         source.look_ahead();
         let mut capture = self.capture(pre.is_none())?;
         // With the memory copied ahead, little is left: no busy host may make it long. A long copy takes its turn.
@@ -88,6 +109,10 @@ impl Mover<'_> {
         }
         let mut haste = Haste::begin(true);
         self.hold(&mut capture)?;
+=======
+        let warm = pre.is_none();
+        let (capture, mut haste) = self.hold(source, warm)?;
+>>>>>>> fds
         self.frozen = Some(Instant::now());
         let (mut stopped, tree, pids) = self.stop(source)?;
         // No batch runs after this: from here our death changes nothing.

@@ -35,6 +35,7 @@ pub struct Guard {
     ask_at: Option<Instant>,
     /// What the commit will write down, on disk already.
     staged: Option<StagedRecord>,
+<<<<<<< HEAD
     /// From the hold on, until the mover is done.
     haste: Option<Haste>,
     /// The mover's process.
@@ -48,6 +49,10 @@ struct Cancel {
     waiting: Vec<ConnId>,
     /// When a mover that does not end by itself is killed.
     kill_at: Instant,
+=======
+    /// From the hold on, until the mover is done: our own, and that of pid 1, which has to freeze, too.
+    haste: Option<[Haste; 2]>,
+>>>>>>> fds
 }
 
 impl Guard {
@@ -187,10 +192,11 @@ fn hold(monitor: &mut Monitor) -> Result<Reply, String> {
     monitor.settle_orders()?;
     let Some(pod) = &monitor.pod else { return Err("it has no processes".to_owned()) };
     let mut hold = Hold::open(pod.netns.as_fd(), &monitor.record.spec.net.mode).map_err(|e| e.to_string())?;
+    let haste = [Haste::begin(false), Haste::of(pod.init.pid)];
     let engaged = hold.engage().map_err(|e| e.to_string())?;
     if let Some(guard) = &mut monitor.moving.guard {
         guard.hold = Some(hold);
-        guard.haste = Some(Haste::begin(false));
+        guard.haste = Some(haste);
     }
     let since = engaged.since.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Reply::Held { since_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) })
