@@ -74,7 +74,10 @@ impl Mover<'_> {
 
     /// Step 1, and what is done just before it.
     fn hold(&mut self, source: &mut Source, warm: bool) -> Result<(Capture, Haste), Failure> {
-        self.stage("stop-and-copy")?;
+        if warm {
+            let bytes_left = facts::resident(&self.cgroup);
+            self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
+        }
         source.look_ahead();
         let mut capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
         capture.start()?;
@@ -99,20 +102,8 @@ impl Mover<'_> {
         sent: &Tree,
         mut pre: Option<&mut Precopy>,
     ) -> Result<Capture, Failure> {
-<<<<<<< HEAD
-        source.look_ahead();
-        let mut capture = self.capture(pre.is_none())?;
-        // With the memory copied ahead, little is left: no busy host may make it long. A long copy takes its turn.
-        let warm = pre.is_none();
-        if !warm {
-            self.sink.record(&Record::Frozen)?;
-        }
-        let mut haste = Haste::begin(true);
-        self.hold(&mut capture)?;
-=======
         let warm = pre.is_none();
         let (capture, mut haste) = self.hold(source, warm)?;
->>>>>>> fds
         self.frozen = Some(Instant::now());
         let (mut stopped, tree, pids) = self.stop(source)?;
         // No batch runs after this: from here our death changes nothing.
@@ -164,28 +155,6 @@ impl Mover<'_> {
         self.watch.lap("pages");
         self.send_state(source, snapshot.state, (&tree, &pids))?;
         Ok(capture)
-    }
-
-    /// Step 1, before the pod notices anything: frames for it are kept from here on.
-    fn capture(&mut self, warm: bool) -> Result<Capture, Failure> {
-        if warm {
-            let bytes_left = facts::resident(&self.cgroup);
-            self.stage(Stage { bytes_left, ..Stage::named("stop-and-copy") })?;
-        }
-        let capture = Capture::open(self.netns()?.as_fd(), &self.pod.spec.net.mode)?;
-        capture.start()?;
-        self.watch.lap("capture");
-        Ok(capture)
-    }
-
-    /// Step 1: the link is held.
-    fn hold(&mut self, capture: &mut Capture) -> Result<(), Failure> {
-        self.held = Some(Instant::now());
-        if let moving::Reply::Held { since_ns } = self.ask(moving::Request::Hold)? {
-            capture.since(Engaged { since: UNIX_EPOCH + Duration::from_nanos(since_ns) });
-        }
-        self.watch.lap("hold");
-        Ok(())
     }
 
     /// The last part of step 5; with `--verify` the hashes of all memory, too.

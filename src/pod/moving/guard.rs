@@ -35,9 +35,8 @@ pub struct Guard {
     ask_at: Option<Instant>,
     /// What the commit will write down, on disk already.
     staged: Option<StagedRecord>,
-<<<<<<< HEAD
-    /// From the hold on, until the mover is done.
-    haste: Option<Haste>,
+    /// From the hold on, until the mover is done: our own, and that of pid 1, which has to freeze, too.
+    haste: Option<[Haste; 2]>,
     /// The mover's process.
     mover: Option<PidFd>,
     cancel: Option<Cancel>,
@@ -49,10 +48,6 @@ struct Cancel {
     waiting: Vec<ConnId>,
     /// When a mover that does not end by itself is killed.
     kill_at: Instant,
-=======
-    /// From the hold on, until the mover is done: our own, and that of pid 1, which has to freeze, too.
-    haste: Option<[Haste; 2]>,
->>>>>>> fds
 }
 
 impl Guard {
