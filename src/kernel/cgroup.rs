@@ -415,6 +415,9 @@ fn pause() {
     std::thread::sleep(Duration::from_micros(500));
 }
 
+/// How long a change may go untold.
+const NOTIFIED: Duration = Duration::from_millis(15);
+
 /// Waits until `cgroup.events` of `dir` has the line `want`; false when `patience` ran out.
 fn wait_event(dir: &Path, want: &str, patience: Duration) -> Result<bool> {
     let path = dir.join("cgroup.events");
@@ -424,7 +427,8 @@ fn wait_event(dir: &Path, want: &str, patience: Duration) -> Result<bool> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && want == "populated 0" => return Ok(true),
         Err(e) => return Err(io("open", &path)(e)),
     };
-    let end = Instant::now() + patience;
+    let start = Instant::now();
+    let (soon, end) = (start + NOTIFIED, start + patience);
     let mut text = String::new();
     loop {
         text.clear();
@@ -436,11 +440,16 @@ fn wait_event(dir: &Path, want: &str, patience: Duration) -> Result<bool> {
         if text.lines().any(|l| l == want) {
             return Ok(true);
         }
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let now = Instant::now();
+        if now >= end {
             return Ok(false);
         }
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        // The kernel tells of a second change only 10 ms after the first (CGROUP_FILE_NOTIFY_MIN_INTV).
+        if now < soon {
+            std::thread::sleep(Duration::from_micros(20));
+            continue;
+        }
+        let timeout = PollTimeout::from(10u8);
         let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
