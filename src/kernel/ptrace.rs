@@ -299,7 +299,8 @@ pub fn tgkill(pid: i32, tid: i32, signal: i32) -> Result<()> {
 pub fn yield_now() {
     if super::sched::is_hasty() {
         // A yield would be to our like only, and the task we wait for may want this very processor.
-        std::thread::sleep(std::time::Duration::from_micros(1));
+        // One microsecond is over before the processor is given away.
+        std::thread::sleep(std::time::Duration::from_micros(40));
         return;
     }
     // SAFETY: no arguments.
