@@ -300,7 +300,7 @@ pub fn yield_now() {
     if super::sched::is_hasty() {
         // A yield would be to our like only, and the task we wait for may want this very processor.
         // One microsecond is over before the processor is given away.
-        std::thread::sleep(std::time::Duration::from_micros(40));
+        std::thread::sleep(std::time::Duration::from_micros(10));
         return;
     }
     // SAFETY: no arguments.
