@@ -8,7 +8,7 @@
 use super::order::OnTimeout;
 use super::pace::Pace;
 use super::report::Round as Told;
-use super::source::{ANSWER, Mover, out_of_turn};
+use super::source::{ANSWER, Mover, out_of_turn, settled_tree};
 use super::worker::Kept;
 use crate::base::{AddrRange, Failure, Kind};
 use crate::freeze::{self, PodTasks};
@@ -228,7 +228,7 @@ impl Mover<'_> {
         pre: &mut Precopy,
         sent: &Tree,
     ) -> Result<(Tree, Round, Handles, bool), Failure> {
-        let tree = source.prepare()?;
+        let tree = settled_tree(source)?;
         let handles = source.handles()?;
         // At once: the older the list of mappings, the more of them are others by now.
         let round = if pre.tracker.way().needs_stop() {

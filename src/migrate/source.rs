@@ -24,6 +24,8 @@ use crate::pod::moving::{self, Stage};
 use crate::pod::proto::Info;
 use crate::pod::store::{self, Status, Store};
 use crate::policy::cpu::Level;
+use crate::state::Tree;
+use crate::state::error::Error as StateError;
 use crate::state::source::{PodView, Source};
 use crate::wire::channel::Channel;
 use crate::wire::hello::{self, Hello};
@@ -208,6 +210,21 @@ fn settled_preflight(source: &mut Source) -> Result<Vec<Blocker>, Failure> {
     Ok(found)
 }
 
+/// The tree of the running pod; as [`settled_preflight`], what is in the way must stay to count.
+///
+/// # Errors
+/// `Refused` with what stays in the way, and what cannot be read.
+pub(super) fn settled_tree(source: &mut Source) -> Result<Tree, Failure> {
+    let mut looks = 3 * LOOKS;
+    loop {
+        match source.prepare() {
+            Err(StateError::Refused(_)) if looks > 0 => looks -= 1,
+            other => return Ok(other?),
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// The peer said something that does not fit here.
 pub(super) fn out_of_turn(channel: &Channel, got: &Message) -> Failure {
     crate::wire::Error::Protocol { host: channel.peer.clone(), got: got.name().into() }.into()
@@ -251,7 +268,7 @@ impl Mover<'_> {
         for pid in self.cgroup.procs().unwrap_or_default() {
             crate::remote::look_ahead(pid);
         }
-        let tree = source.prepare()?;
+        let tree = settled_tree(&mut source)?;
         let left = private::left_behind(source.view().init, &self.pod.spec, &tree);
         if !left.is_empty() {
             return Err(Failure::refused(self.name(), left));
