@@ -140,7 +140,7 @@ impl Mover<'_> {
         self.report.connections.lost = snapshot.lost as u64;
         self.report.warnings.extend(snapshot.warnings);
         self.watch.lap("collect");
-        let again = match pre {
+        let again = match &mut pre {
             Some(pre) if changed => self.lost_again(source, pre, &tree, &pids)?,
             None if changed => self.built().map(|_| None)?,
             _ => None,
@@ -153,21 +153,23 @@ impl Mover<'_> {
         }
         let _haste = Haste::begin(true);
         self.watch.lap("pages");
-        self.send_state(source, snapshot.state, (&tree, &pids))?;
+        let verify = self.order.verify || pre.is_some_and(|p| p.unsteady);
+        self.send_state(source, snapshot.state, (&tree, &pids), verify)?;
         Ok(capture)
     }
 
-    /// The last part of step 5; with `--verify` the hashes of all memory, too.
+    /// The last part of step 5; to verify also the hashes of all memory.
     fn send_state(
         &mut self,
         source: &Source,
         state: PodState,
         (tree, pids): (&Tree, &HostPids),
+        verify: bool,
     ) -> Result<(), Failure> {
         // The monitor emptied the output pipes into the log when it was told of the freeze.
         let log = tail(&self.store.places.log(&self.pod.spec.id), LOG_TAIL);
         self.sink.record(&Record::Log(log))?;
-        let masks = self.order.verify.then(|| verify::masks(tree, &state));
+        let masks = verify.then(|| verify::masks(tree, &state));
         self.sink.record(&Record::State(Box::new(state)))?;
         self.watch.lap("state");
         if let Some(masks) = masks {

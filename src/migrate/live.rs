@@ -51,6 +51,8 @@ pub(super) struct Precopy {
     /// Objects of the last round.
     objects: HashSet<ObjectId>,
     sent: Vec<Sent>,
+    /// The target lost something of what it had: its memory is compared before the commit, asked for or not.
+    pub(super) unsteady: bool,
 }
 
 impl Precopy {
@@ -101,6 +103,7 @@ impl Precopy {
             let range = AddrRange::new(*start, (*end).max(*start));
             self.tracker.lost(MmId(*pid), &PageSet::from_iter([range]));
         }
+        self.unsteady |= !(kept && lost.is_empty());
         kept && lost.is_empty()
     }
 
@@ -137,7 +140,7 @@ impl Mover<'_> {
             }
         };
         let (last_pid, whole, objects, sent) = (None, HashSet::new(), HashSet::new(), Vec::new());
-        let mut pre = Precopy { tracker, last_pid, whole, objects, sent };
+        let mut pre = Precopy { tracker, last_pid, whole, objects, sent, unsteady: false };
         self.report.tracker = pre.way().to_owned();
         self.report.mode = "live".to_owned();
         source.set_tracked(true);
