@@ -35,6 +35,8 @@ use std::time::Instant;
 const FIXED_US: u64 = 15_000;
 /// Most rounds.
 const ROUNDS: u32 = 30;
+/// How often a process that could not be watched is tried again.
+const WATCHES: usize = 2;
 /// Threads that read pages ahead of the stream.
 const READERS: usize = 1;
 
@@ -210,7 +212,14 @@ impl Mover<'_> {
                 let asked = asked::ask_last_pid(&mut batch);
                 pre.last_pid = asked::last_pid(&asked, &session.run(&batch)?);
             }
-            let watched = pre.tracker.watch(mm, host, &mut BySession(&mut session));
+            // On a busy host the descriptor may not be borrowed in time.
+            let mut watched = pre.tracker.watch(mm, host, &mut BySession(&mut session));
+            for _ in 0..WATCHES {
+                if watched.is_ok() {
+                    break;
+                }
+                watched = pre.tracker.watch(mm, host, &mut BySession(&mut session));
+            }
             session.close()?;
             if let Err(e) = watched {
                 let text =
